@@ -1,0 +1,1 @@
+"""Model in, deployable file out; nothing here knows of stages."""

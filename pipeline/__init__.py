@@ -1,0 +1,1 @@
+"""The staged pipeline; `run.py` reads as its table of contents."""

@@ -1,0 +1,204 @@
+"""Frozen records that pass between stages: paths, shapes, hashes and numbers, never a live model.
+
+A leaf module: it imports nothing of the project, so that `exporters` may use it too.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+class Record(BaseModel):
+    """Immutable, refuses unknown fields, round-trips through JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class InputSpec(Record):
+    """What a network takes: images `[N, channels, height, width]` in [0, 1], normalised by `mean` and `std` inside."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str = ""
+    """Where size and normalisation come from, in words."""
+
+
+class TeacherRecord(Record):
+    """What intake found out about a checkpoint."""
+
+    file_name: str
+    sha256: str
+    format: str
+    """In words, such as `training checkpoint, state_dict under 'state_dict'`."""
+    architecture: str
+    spec: dict[str, Any]
+    """The network's spec as JSON; `pipeline.networks` builds the network from it."""
+    input: InputSpec
+    num_classes: int
+    parameters: int
+    batch_norm_layers: int
+    reasons: tuple[str, ...] = ()
+    """Why this architecture and not another."""
+    warnings: tuple[str, ...] = ()
+
+
+class EmbeddingRecord(Record):
+    """Label-text embeddings, float32 `[num_classes, dimension]` in `lte.safetensors` under `embeddings`."""
+
+    encoder: str
+    encoder_sha256: str
+    prompt: str
+    dimension: int
+    labels: tuple[str, ...]
+    closest_pair: tuple[str, str, float] | None
+    """The two labels whose texts are most alike, and their cosine."""
+
+
+class HistoryPoint(Record):
+    """One moment of distillation."""
+
+    round: int
+    kd_steps: int
+    pool_images: int
+    synthesis_loss: float
+    kd_loss: float
+    monitor_agreement: float | None
+    seconds: float
+
+
+class DistillRecord(Record):
+    """The distilled student: `student.safetensors`, `pool.safetensors`, `probes.npz` in the stage folder."""
+
+    student: str
+    spec: dict[str, Any]
+    inherited: bool
+    """Whether the student was derived from the teacher rather than initialised at random."""
+    parameters: int
+    warmup_rounds: int
+    rounds: int
+    kd_steps: int
+    pool_images: int
+    probes: int
+    monitor_agreement: float
+    """Of the shipped weights, on the held-out images that they were chosen on."""
+    history: tuple[HistoryPoint, ...]
+    notes: tuple[str, ...] = ()
+
+
+class QuantizeRecord(Record):
+    """The fake-quantized student: `student.int8.safetensors` in the stage folder."""
+
+    scheme: str
+    quantized_layers: tuple[str, ...]
+    float_layers: tuple[str, ...]
+    tail_steps: int
+    agreement_calibrated: float
+    """Agreement with the teacher on pool images held out of calibration and tail, right after calibration."""
+    agreement: float
+    """The same after the quantization-aware tail."""
+
+
+class ExportedGraph(Record):
+    """One ONNX file, as read back from disk."""
+
+    file_name: str
+    precision: Literal["fp32", "fp16", "int8"]
+    opset: int
+    ir_version: int
+    size_bytes: int
+    sha256: str
+    max_abs_difference: float
+    """Largest absolute difference of logits between ONNX Runtime and torch, on the same images."""
+
+
+class EngineRecord(Record):
+    """The TensorRT engine, or why there is none and how the device builds it."""
+
+    built: bool
+    file_name: str | None
+    message: str
+    """One line for the report."""
+    tensorrt_version: str | None = None
+    details: dict[str, Any] = {}
+
+
+class ExportRecord(Record):
+    """The deployable files."""
+
+    target: str
+    graphs: tuple[ExportedGraph, ...]
+    engine: EngineRecord
+
+
+class Proportion(Record):
+    """A share of `total` images, with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    total: int
+
+
+class Gate(Record):
+    """One limit and how a measured value stands to it."""
+
+    name: str
+    limit: float
+    measured: str
+    verdict: Verdict
+    explanation: str
+
+
+class ArtifactFidelity(Record):
+    """One row of the fidelity ledger: an artifact against the teacher, on the probes."""
+
+    artifact: str
+    precision: str
+    size_bytes: int
+    latency_ms: float | None
+    """Median of one image through one thread pool as the runtime chooses it, on the CPU that ran `compress`."""
+    agreement: Proportion
+    agreement_by_kind: dict[str, Proportion]
+    agreement_by_class: tuple[Proportion, ...]
+    top5_agreement: Proportion | None
+    """None with five classes or fewer, where it would always be 1."""
+    mean_kl: float
+    kl_p99: float
+    sqnr_db: float
+    gates: tuple[Gate, ...]
+    verdict: Verdict
+
+
+class ProbeAdequacy(Record):
+    """Whether the probes can carry a verdict at all."""
+
+    adequate: bool
+    classes_seen: int
+    """Classes that the teacher names on at least one probe."""
+    num_classes: int
+    largest_class_share: float
+    """Share of the probes that the teacher puts into its most frequent class."""
+    median_confidence: float
+    """The teacher's median largest softmax probability on the probes made for a class."""
+    on_target: Proportion
+    """Share of the probes made for a class that the teacher puts into that class."""
+    reasons: tuple[str, ...]
+    """Why not; empty when adequate."""
+
+
+class ValidateRecord(Record):
+    """Every artifact against the teacher."""
+
+    probes: int
+    probe_kinds: dict[str, int]
+    adequacy: ProbeAdequacy
+    ledger: tuple[ArtifactFidelity, ...]
+    shipped: str
+    """The artifact in the ledger that decides the verdict."""
+    verdict: Verdict
+    cpu: str
