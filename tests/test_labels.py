@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from compress.pipeline.errors import InputError, UsageError
+from compress.pipeline.labels import MAX_FILE_BYTES, check_label_count, label_text, read_labels
+
+
+def labels_file(folder: Path, content: bytes) -> Path:
+    path = folder / "labels.txt"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cat\ndog",
+        b"cat\ndog\n",
+        b"cat\ndog\n\n\n",
+        b"\xef\xbb\xbfcat\ndog\n",
+        b"cat\r\ndog\r\n",
+        b"  cat\t\ndog  \n",
+    ],
+)
+def test_names_are_read_whatever_editor_wrote_them(tmp_path: Path, content: bytes) -> None:
+    assert read_labels(labels_file(tmp_path, content)) == ("cat", "dog")
+
+
+def test_names_of_every_script_are_read(tmp_path: Path) -> None:
+    names = ("chat noir", "犬", "Mülleimer", "می‌خواهم", "0", "crane (bird)")
+    assert read_labels(labels_file(tmp_path, "\n".join(names).encode())) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n \n\r\n", "is empty"),
+        (b"cat\0dog\n", "is not text: it holds NUL bytes"),
+        ("cat\ndog\n".encode("utf-16"), "is not text: it holds NUL bytes"),
+        (b"cat\nM\xfcll\n", "is not UTF-8 text: line 2"),
+        (b"cat\n\ndog\n", "Line 2 of the labels file is blank"),
+        (b"\ncat\ndog\n", "Line 1 of the labels file is blank"),
+        (b"cat\ndog\nhen\ndog\n", r"names 'dog' twice, on lines 2 and 4"),
+        (b"cat\nd\x1b[2Jog\n", r"line 2 of the labels file holds control characters: 'd\\x1b\[2Jog'"),
+        (b"cat\rdog\n", r"line 1 of the labels file holds control characters: 'cat\\rdog'"),
+        ("cat\n\N{RIGHT-TO-LEFT OVERRIDE}god\n".encode(), r"holds control characters: '\\u202egod'"),
+        ("cat\N{LINE SEPARATOR}dog\n".encode(), r"holds control characters: 'cat\\u2028dog'"),
+        (b"cat\n" + b"x" * 201 + b"\n", "The name on line 2 of the labels file has 201 characters: 'xxx"),
+    ],
+)
+def test_what_is_no_list_of_names_is_refused_with_its_reason(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_labels(labels_file(tmp_path, content))
+
+
+def test_a_name_of_the_greatest_length_is_read(tmp_path: Path) -> None:
+    assert read_labels(labels_file(tmp_path, b"x" * 200)) == ("x" * 200,)
+
+
+def test_messages_never_carry_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_labels(labels_file(tmp_path, b"\x1b]0;owned\x07" * 30))
+    assert caught.value.message.isprintable()
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = labels_file(tmp_path, b"")
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(InputError, match=r"absurdly large: 10,000,001 bytes"):
+        read_labels(path)
+
+
+def test_a_missing_file_and_a_folder_are_wrong_paths(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no labels file"):
+        read_labels(tmp_path / "labels.txt")
+    with pytest.raises(UsageError, match="is not a file"):
+        read_labels(tmp_path)
+
+
+def test_the_number_of_names_must_be_the_number_of_outputs() -> None:
+    check_label_count(("cat", "dog"), 2)
+    with pytest.raises(InputError, match="tells 10 classes apart, but the labels file names 2"):
+        check_label_count(("cat", "dog"), 10)
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [("tabby_cat", "tabby cat"), ("T-shirt", "T shirt"), ("a__b - c", "a b c"), ("0", "0"), ("-", "-")],
+)
+def test_names_become_words(label: str, text: str) -> None:
+    assert label_text(label) == text
