@@ -1,0 +1,223 @@
+"""The delivered folder: claimed, filled file by file, sealed by a manifest, checked later without the program's help.
+
+Write order: every file goes to a temporary sibling, to the disk, then into place; the manifest comes last, so a folder
+with a manifest is whole. Stage folders under `work/` are no part of the delivery.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import compress
+from compress.pipeline.errors import MissingResourceError, UsageError
+
+MANIFEST = "manifest.json"
+MARKER = ".compress"
+WORK = "work"
+PACKAGES = ("torch", "onnx", "onnxruntime")
+
+_PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def friendly_os_errors(path: Path) -> Iterator[None]:
+    """Turns what a disk can refuse while `path` is written into a sentence with a remedy.
+
+    Raises:
+        MissingResourceError: the disk is full, a quota is reached, or the disk fails.
+        UsageError: the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise MissingResourceError(f"The disk is full: {path} could not be written.", "Free some space.") from error
+        if error.errno == errno.EIO:
+            raise MissingResourceError(f"The disk failed while {path} was written.", "Check the disk.") from error
+        if error.errno in _DENIED:
+            raise UsageError(f"There is no permission to write {path}.", "Choose another folder with -o.") from error
+        if error.errno == errno.EROFS:
+            raise UsageError(f"{path} is on a read-only file system.", "Choose another folder with -o.") from error
+        raise
+
+
+def claim_output_folder(folder: Path) -> None:
+    """Makes the folder ours: creates it if need be and leaves the marker, which also proves that it can be written.
+
+    Raises:
+        UsageError: it is a file, holds something that is not ours, or cannot be written.
+        MissingResourceError: the disk is full.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"The output folder {folder} is a file.", "Choose another folder with -o.")
+    with friendly_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not _is_ours(folder):
+            raise UsageError(
+                f"The output folder {folder} is not empty and was not made by compress.",
+                "Choose an empty or a new folder with -o.",
+            )
+        write_file(folder / MARKER, b"This folder was made by compress and may be overwritten by it.\n")
+
+
+def deliver(folder: Path, files: Mapping[str, Path | bytes]) -> None:
+    """Puts the files into the claimed folder under their names (`/` separates folders), and takes away what an earlier
+    run delivered and this one does not; files that the earlier manifest does not list are left alone.
+
+    Write whatever else belongs to the delivery after this, and then the manifest.
+
+    Raises:
+        UsageError: a name leads out of the folder, or the folder cannot be written.
+        MissingResourceError: the disk is full.
+    """
+    stale = _listed(folder).keys() - files.keys()
+    with friendly_os_errors(folder):
+        for name in sorted(stale):
+            _inside(folder, name).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for leftover in [path for path in _files(folder) if _is_partial(path)]:
+            leftover.unlink()
+    for name, content in files.items():
+        write_file(_inside(folder, name), content)
+
+
+def write_manifest(folder: Path, *, provenance: Mapping[str, Any]) -> Path:
+    """Seals the folder: SHA-256 and size of every delivered file, package versions and where it all comes from.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        MissingResourceError: the disk is full.
+    """
+    manifest = {
+        "made_by": "compress",
+        "files": {
+            name: {"sha256": sha256_of(folder / name), "size_bytes": (folder / name).stat().st_size}
+            for name in sorted(_delivered(folder))
+        },
+        "packages": {
+            "compress": compress.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "provenance": dict(provenance),
+    }
+    path = folder / MANIFEST
+    write_file(path, json.dumps(manifest, indent=2).encode() + b"\n")
+    return path
+
+
+def verify_manifest(folder: Path) -> list[str]:
+    """What differs from the manifest, one sentence each; empty when the folder is as it was sealed."""
+    listed = _listed(folder)
+    if not listed:
+        return [f"{MANIFEST} is missing or is not a manifest made by compress."]
+    present = _delivered(folder)
+    problems = [f"{name} is missing." for name in sorted(listed.keys() - present)]
+    problems += [f"{name} was added." for name in sorted(present - listed.keys())]
+    for name in sorted(present & listed.keys()):
+        if (folder / name).is_symlink():
+            problems.append(f"{name} is a link; a delivery holds files only.")
+        elif sha256_of(folder / name) != listed[name].get("sha256"):
+            problems.append(f"{name} was changed.")
+    return problems
+
+
+def write_file(path: Path, content: Path | bytes) -> None:
+    """Writes all of the file or nothing: a temporary sibling, flushed to the disk, then renamed. Scripts (`#!`) become
+    executable.
+
+    Raises:
+        UsageError: the place cannot be written.
+        MissingResourceError: the disk is full.
+    """
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    with friendly_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        try:
+            _write_through(partial, content)
+            partial.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_through(path: Path, content: Path | bytes) -> None:
+    with path.open("x+b") as stream:
+        if isinstance(content, Path):
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+        else:
+            stream.write(content)
+        stream.seek(0)
+        is_script = stream.read(2) == b"#!"
+        stream.flush()
+        os.fsync(stream.fileno())
+    if is_script:
+        path.chmod(0o755)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / MARKER).is_file() or bool(_listed(folder))
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files that the manifest lists; nothing where there is no manifest of ours."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(manifest, dict) or manifest.get("made_by") != "compress":
+        return {}
+    files = manifest.get("files")
+    return files if isinstance(files, dict) and all(isinstance(entry, dict) for entry in files.values()) else {}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files and links of the folder, without stage folders; folders behind links are not entered."""
+    for parent, folders, names in os.walk(folder):
+        here = Path(parent)
+        if here == folder and WORK in folders:
+            folders.remove(WORK)
+        yield from (here / name for name in names)
+        yield from (here / name for name in folders if (here / name).is_symlink())
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(_PARTIAL)
+
+
+def _delivered(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST, MARKER}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Where a file of that name goes; a name may come from a manifest that somebody else wrote."""
+    path = folder / PurePosixPath(name)
+    if ".." in PurePosixPath(name).parts or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"The file name '{name}' leads out of {folder}.", "Choose another folder with -o.")
+    return path

@@ -1,0 +1,63 @@
+"""The `deploy` folder of a delivery: the script that builds the engine on the device, and the replay of the probes."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from compress.exporters.bundle import write_file
+from compress.exporters.targets import Target
+from compress.exporters.tensorrt_engine import precision_flags, shape_flags
+from compress.pipeline.records import ExportedGraph, InputSpec
+
+PLAN_NAME = "student.plan"
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_REPLAY_BATCH = 16
+
+
+def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], input: InputSpec) -> None:
+    """Writes `deploy/` into the delivered folder: `build_engine.sh` where TensorRT is the runtime, and the replay.
+
+    The graph that the target ships is the one that is built and replayed; its batch is open.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        MissingResourceError: the disk is full.
+    """
+    graph = next(graph for graph in graphs if graph.precision == target.shipped)
+    needs_engine = target.runtime == "tensorrt"
+    replay = {
+        "onnx": graph.file_name,
+        "plan": PLAN_NAME if needs_engine else None,
+        "trtexec": target.trtexec,
+        "batch": target.max_batch if needs_engine else _REPLAY_BATCH,
+        "min_agreement": target.gates.min_agreement,
+    }
+    deploy = folder / "deploy"
+    write_file(deploy / "replay.json", json.dumps(replay, indent=2).encode() + b"\n")
+    write_file(deploy / "replay_probes.py", _TEMPLATES / "replay_probes.py")
+    if needs_engine:
+        write_file(deploy / "build_engine.sh", build_script(target, graph, input).encode())
+
+
+def build_script(target: Target, graph: ExportedGraph, input: InputSpec) -> str:
+    """The bash script that builds the engine of that graph on the device."""
+    shape = (-1, input.channels, input.height, input.width)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # a shell script: what goes into it is quoted for the shell
+    )
+    environment.filters["quote"] = shlex.quote
+    return environment.get_template("build_engine.sh.j2").render(
+        target=target,
+        onnx=graph.file_name,
+        sha256=graph.sha256,
+        precision_flags=precision_flags(target, graph.precision),
+        shape_flags=shape_flags(shape, target.max_batch),
+    )

@@ -1,0 +1,260 @@
+"""The rules that TensorRT demands of a graph, checked on the file itself, without a GPU.
+
+Source: the ONNX parser of TensorRT 8.6 and 10 (onnx/onnx-tensorrt, `docs/operators.md` and the Q/DQ importers) and the
+developer guide, "Working with Quantized Types". The rules:
+
+    R1   operators that TensorRT has, in the standard domain, no local functions
+    R2   zero points are there, int8, zero, and as many as scales
+    R3   scales are fp32 constants, finite and above zero
+    R4   activations are quantized per tensor, weights per output channel
+    R5   weights are fp32 constants in front of their Q/DQ pair, not folded into int8
+    R6   biases are plain fp32
+    R7   no batch normalisation in a quantized graph, no dropout in any
+    R8   data and weight of a convolution are quantized together; nothing stands between it and its Relu; one input of a
+         residual sum stays free, so that convolution, sum and Relu become one
+    R9   one Q/DQ pair a tensor, shared by all that take it
+    R10  operator set and file format are no newer than the target reads
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from compress.exporters.legalise import attributes, constants
+from compress.exporters.targets import Target
+from compress.pipeline.records import Record
+
+# Operators of convolutional classifiers that every TensorRT from 8.0 on takes.
+# fmt: off
+SUPPORTED = frozenset({
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose",
+    "DequantizeLinear", "Div", "Dropout", "Elu", "Erf", "Exp", "Flatten", "Gather", "Gemm", "GlobalAveragePool",
+    "GlobalMaxPool", "HardSigmoid", "Identity", "LeakyRelu", "Log", "MatMul", "Max", "MaxPool", "Min", "Mul",
+    "Neg", "PRelu", "Pad", "Pow", "QuantizeLinear", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape",
+    "Resize", "Selu", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub",
+    "Tanh", "Transpose", "Unsqueeze",
+})
+# fmt: on
+# HardSwish of opset 14 is not among them before TensorRT 10; exporters write it as HardSigmoid and Mul.
+
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+_WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}
+
+
+class Finding(Record):
+    """One rule that one node breaks."""
+
+    rule: str
+    node: str
+    message: str
+    cure: str
+
+
+def lint(onnx_path: Path, target: Target) -> list[Finding]:
+    """What the target would refuse, or run badly, in this file; empty when it is fine.
+
+    ONNX Runtime takes more than TensorRT, so that for its targets only R10 is checked.
+    """
+    graph = _Graph(onnx.load(onnx_path))
+    checks = [_newer_than_target(graph, target)]
+    if target.runtime == "tensorrt":
+        checks += [
+            _operators(graph, target),
+            *(check(graph) for check in (_zero_points, _scales, _granularity, _weights, _biases, _training_layers)),
+            *(check(graph) for check in (_convolutions, _sums, _one_pair)),
+        ]
+    return [finding for check in checks for finding in check]
+
+
+class _Graph:
+    """A model with the look-ups that the rules need."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        self.nodes = list(model.graph.node)
+        self.constants = constants(model.graph)
+        for node in self.of("Constant"):
+            value = attributes(node).get("value")
+            if value is not None:
+                self.constants[node.output[0]] = numpy_helper.to_array(value)
+        self.maker = {output: node for node in self.nodes for output in node.output}
+        self.takers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.takers[name].append(node)
+
+    def of(self, *operators: str) -> list[NodeProto]:
+        return [node for node in self.nodes if node.op_type in operators]
+
+    def made_by(self, name: str, operator: str) -> NodeProto | None:
+        """The node that makes the tensor, if it is of that kind."""
+        node = self.maker.get(name)
+        return node if node is not None and node.op_type == operator else None
+
+    def quantized(self, name: str) -> bool:
+        return self.made_by(name, "DequantizeLinear") is not None
+
+    def weight_of(self, pair_end: NodeProto) -> NDArray[np.generic] | None:
+        """The constant that this Q or DQ node takes, directly or through its partner."""
+        name = pair_end.input[0]
+        quantize = self.made_by(name, "QuantizeLinear")
+        return self.constants.get(quantize.input[0] if quantize else name)
+
+    def is_bias(self, dequantize: NodeProto) -> bool:
+        """Whether what the node makes is the third input of a convolution or matrix product."""
+        return any(
+            len(taker.input) > 2 and taker.input[2] == dequantize.output[0]
+            for taker in self.takers[dequantize.output[0]]
+            if taker.op_type in _WEIGHT_AXIS
+        )
+
+
+def _finding(rule: str, node: NodeProto, message: str, cure: str) -> Finding:
+    return Finding(rule=rule, node=node.name or node.output[0], message=message, cure=cure)
+
+
+def _operators(graph: _Graph, target: Target) -> Iterator[Finding]:
+    supported = SUPPORTED if target.int8 else SUPPORTED - set(_PAIR)
+    for function in graph.model.functions:
+        yield Finding(rule="R1", node=function.name, message="This is a local function.", cure="Inline functions.")
+    for node in graph.nodes:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in supported:
+            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            yield _finding("R1", node, f"{target.name} has no operator {name}.", "Express it by standard operators.")
+
+
+def _zero_points(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of(*_PAIR):
+        if graph.is_bias(node):
+            continue
+        zero = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
+        scale = graph.constants.get(node.input[1])
+        cure = "Write an int8 zero point of zeros, in the shape of the scale."
+        if zero is None:
+            yield _finding("R2", node, "The zero point is missing or not constant.", cure)
+        elif zero.dtype != np.int8:
+            yield _finding("R2", node, f"The zero point is {zero.dtype}, not int8.", cure)
+        elif zero.any():
+            yield _finding("R2", node, "The zero point is not zero: quantization must be symmetric.", cure)
+        elif scale is not None and zero.size != scale.size:
+            yield _finding("R2", node, f"There are {zero.size} zero points for {scale.size} scales.", cure)
+
+
+def _scales(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of(*_PAIR):
+        scale = graph.constants.get(node.input[1])
+        cure = "Write fp32 scales above zero; clamp those of dead channels."
+        if scale is None:
+            yield _finding("R3", node, "The scale is not constant.", cure)
+        elif scale.dtype != np.float32:
+            yield _finding("R3", node, f"The scale is {scale.dtype}, not float32.", cure)
+        elif not (np.isfinite(scale).all() and (scale > 0).all()):
+            yield _finding("R3", node, "A scale is zero, negative or not finite.", cure)
+
+
+def _granularity(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of("DequantizeLinear"):
+        scale = graph.constants.get(node.input[1])
+        if scale is None or scale.size == 1:
+            continue
+        weight = graph.weight_of(node)
+        if weight is None:
+            yield _finding("R4", node, "An activation has a scale a channel.", "Quantize activations per tensor.")
+            continue
+        axis = attributes(node).get("axis", 1)
+        for taker in graph.takers[node.output[0]]:
+            expected = _weight_axis(taker)
+            if expected is not None and axis != expected and not graph.is_bias(node):
+                yield _finding(
+                    "R4", node, f"The weight of {taker.op_type} has its scales on axis {axis}.", f"Use axis {expected}."
+                )
+
+
+def _weights(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of("DequantizeLinear"):
+        if node.input[0] in graph.constants and not graph.is_bias(node):
+            yield _finding(
+                "R5",
+                node,
+                "The weight is stored in int8, which TensorRT before 10 does not take.",
+                "Keep the fp32 weight in front of QuantizeLinear; do not fold constants.",
+            )
+
+
+def _biases(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of(*_WEIGHT_AXIS):
+        if len(node.input) > 2 and node.input[2]:
+            bias = graph.constants.get(node.input[2])
+            if bias is None or bias.dtype != np.float32:
+                yield _finding("R6", node, "The bias is not a plain fp32 constant.", "Leave biases unquantized.")
+
+
+def _training_layers(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of("Dropout"):
+        yield _finding("R7", node, "Dropout is for training.", "Export in eval mode.")
+    if graph.of(*_PAIR):
+        for node in graph.of("BatchNormalization"):
+            yield _finding("R7", node, "A quantized graph has batch normalisation.", "Fold it before quantizing.")
+
+
+def _convolutions(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of("Conv", "ConvTranspose"):
+        data, weight = graph.quantized(node.input[0]), graph.quantized(node.input[1])
+        if data != weight:
+            which = "data" if data else "weight"
+            yield _finding("R8", node, f"Only the {which} is quantized.", "Quantize data and weight, or neither.")
+        for dequantize in _through_a_pair(graph, node.output[0]):
+            if any(taker.op_type == "Relu" for taker in graph.takers[dequantize.output[0]]):
+                yield _finding("R8", node, "A Q/DQ pair parts it from its Relu.", "Quantize behind the Relu.")
+
+
+def _sums(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.of("Add"):
+        if all(graph.quantized(name) for name in node.input):
+            yield _finding(
+                "R8",
+                node,
+                "Both inputs of the sum are quantized, so that it cannot be fused with a convolution.",
+                "Quantize the skip input only.",
+            )
+
+
+def _one_pair(graph: _Graph) -> Iterator[Finding]:
+    cure = "Let all takers share one Q/DQ pair."
+    pairs = Counter(node.input[0] for node in graph.of("QuantizeLinear"))
+    for node in graph.of("QuantizeLinear"):
+        if pairs.pop(node.input[0], 1) > 1:
+            yield _finding("R9", node, f"The tensor {node.input[0]} is quantized more than once.", cure)
+        if len(graph.takers[node.output[0]]) > 1:
+            yield _finding("R9", node, "What it makes is dequantized more than once.", cure)
+
+
+def _newer_than_target(graph: _Graph, target: Target) -> Iterator[Finding]:
+    model = graph.model
+    cure = f"Export for opset {target.opset} and IR version {target.ir_version}."
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > target.opset:
+            message = f"The operator set is {opset.version}; {target.name} reads up to {target.opset}."
+            yield Finding(rule="R10", node="", message=message, cure=cure)
+    if model.ir_version > target.ir_version:
+        message = f"The file format is IR {model.ir_version}; {target.name} reads up to {target.ir_version}."
+        yield Finding(rule="R10", node="", message=message, cure=cure)
+
+
+def _through_a_pair(graph: _Graph, name: str) -> Iterator[NodeProto]:
+    """The DequantizeLinear nodes of the Q/DQ pairs that take the tensor."""
+    for quantize in graph.takers[name]:
+        if quantize.op_type == "QuantizeLinear":
+            yield from (node for node in graph.takers[quantize.output[0]] if node.op_type == "DequantizeLinear")
+
+
+def _weight_axis(node: NodeProto) -> int | None:
+    """Axis of the output channels in the weight of that node."""
+    if node.op_type == "Gemm":
+        return 0 if attributes(node).get("transB", 0) else 1
+    return _WEIGHT_AXIS.get(node.op_type)

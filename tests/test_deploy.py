@@ -1,0 +1,275 @@
+"""The scripts for the device, run here with a stand-in for trtexec."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from compress.exporters.bundle import sha256_of
+from compress.exporters.deploy import write_deploy
+from compress.exporters.targets import Gates, Target, load_target
+from compress.exporters.tensorrt_engine import trtexec_line
+from compress.pipeline.records import ExportedGraph, InputSpec
+from tests.graphs import quantized_model
+
+INPUT = InputSpec(channels=1, height=4, width=4, mean=(0.0,), std=(1.0,))
+
+# Answers like trtexec: the banner on --help, an engine on --saveEngine, the logits of the test's file on --exportOutput.
+FAKE_TRTEXEC = """#!/usr/bin/env bash
+if [[ $1 == --help ]]; then
+    echo "&&&& RUNNING TensorRT.trtexec [TensorRT $FAKE_BANNER] # trtexec --help"
+    echo "=== Model Options ==="
+    exit 0
+fi
+printf '%s\\n' "$@" >>"$FAKE_LOG"
+[[ -z ${FAKE_FAILS:-} ]] || { echo "out of memory"; exit 1; }
+for argument in "$@"; do
+    case $argument in
+        --saveEngine=*) echo plan >"${argument#*=}" ;;
+        --loadInputs=*) images=${argument#*:} ;;
+        --exportOutput=*) "$FAKE_PYTHON" "$FAKE_MODEL" "$images" "${argument#*=}" ;;
+    esac
+done
+"""
+
+# Logits of an engine that names class 0 for dark images and class 2 for bright ones, as trtexec prints them.
+FAKE_MODEL = """
+import sys, numpy
+images = numpy.fromfile(sys.argv[1], dtype=numpy.float32).reshape(-1, 16)
+values = ", ".join("nan, 0, 0" if m > 0.99 else f"{1 - m:g}, 0, {m:g}" for m in images.mean(axis=1))
+text = '[\\n  { "name" : "logits"\\n  , "dimensions" : "%dx3"\\n  , "values" : [ %s ]\\n  }\\n]\\n'
+open(sys.argv[2], "w").write(text % (len(images), values))
+"""
+
+
+class Device:
+    """A delivered folder on a device whose TensorRT is a stand-in."""
+
+    def __init__(self, root: Path, target: Target) -> None:
+        self.folder = root / "delivered folder"
+        self.folder.mkdir()
+        self.log = root / "log"
+        self.onnx = self.folder / f"student.{target.shipped}.onnx"
+        onnx.save(quantized_model(), self.onnx)
+        graph = ExportedGraph(
+            file_name=self.onnx.name,
+            precision=target.shipped,
+            opset=17,
+            ir_version=8,
+            size_bytes=self.onnx.stat().st_size,
+            sha256=sha256_of(self.onnx),
+            max_abs_difference=0.0,
+        )
+        write_deploy(self.folder, target, [graph], INPUT)
+        programs = root / "bin"
+        programs.mkdir()
+        (programs / "trtexec").write_text(FAKE_TRTEXEC, encoding="utf-8")
+        (programs / "trtexec").chmod(0o755)
+        (root / "model.py").write_text(FAKE_MODEL, encoding="utf-8")
+        self.environment = {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "FAKE_LOG": str(self.log),
+            "FAKE_BANNER": "v100300",
+            "FAKE_PYTHON": sys.executable,
+            "FAKE_MODEL": str(root / "model.py"),
+        }
+
+    def build(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._run([str(self.folder / "deploy" / "build_engine.sh")], environment)
+
+    def replay(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        script = str(self.folder / "deploy" / "replay_probes.py")
+        return self._run([sys.executable, script, *arguments], environment)
+
+    def save_probes(self, images: np.ndarray, teacher_logits: np.ndarray) -> None:
+        np.savez(self.folder / "probes.npz", images=images, teacher_logits=teacher_logits)
+
+    def asked(self) -> list[str]:
+        return self.log.read_text(encoding="utf-8").splitlines()
+
+    def _run(self, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env=self.environment | environment, capture_output=True, text=True, check=False, cwd="/"
+        )
+
+
+def elsewhere(name: str, **changes: object) -> Target:
+    """A target whose trtexec is not at its usual place."""
+    return load_target(name).model_copy(update={"trtexec": "/nowhere/trtexec", **changes})
+
+
+@pytest.fixture
+def orin(tmp_path: Path) -> Device:
+    return Device(tmp_path, elsewhere("jetson"))
+
+
+@pytest.mark.parametrize(
+    ("name", "banner", "version"),
+    [
+        ("jetson-nano-jp4", "v8201", "8.2.1"),
+        ("jetson-orin-jp5", "v8401", "8.4.1"),
+        ("jetson-orin-jp5", "v8502", "8.5.2"),
+        ("jetson", "v8602", "8.6.2"),
+        ("jetson", "v100300", "10.3.0"),
+        ("nvidia-gpu", "v101602] [b10", "10.16.2"),
+    ],
+)
+def test_the_script_asks_trtexec_for_what_the_line_promises(
+    tmp_path: Path, name: str, banner: str, version: str
+) -> None:
+    target = elsewhere(name)
+    device = Device(tmp_path, target)
+    done = device.build(FAKE_BANNER=banner)
+    assert (done.returncode, done.stderr) == (0, "")
+    _, *expected = trtexec_line(target, device.onnx.name, "student.plan", (-1, 1, 4, 4), version=version)
+    assert device.asked() == [word.replace("student.plan", "student.plan.partial") for word in expected]
+
+
+def test_a_built_engine_has_a_receipt_and_leaves_nothing_half_done(orin: Device) -> None:
+    done = orin.build(FAKE_BANNER="v8602")
+    assert "Built student.plan with TensorRT 8.6.2." in done.stdout
+    receipt = json.loads((orin.folder / "engine.receipt.json").read_text(encoding="utf-8"))
+    assert receipt.pop("device")
+    assert receipt == {
+        "tensorrt": "8.6.2",
+        "onnx": "student.int8.onnx",
+        "onnx_sha256": sha256_of(orin.onnx),
+        "plan": "student.plan",
+        "plan_sha256": sha256_of(orin.folder / "student.plan"),
+    }
+    assert not list(orin.folder.rglob("*.partial"))
+
+
+def test_another_tensorrt_is_a_warning(orin: Device) -> None:
+    done = orin.build(FAKE_BANNER="v8502")
+    assert done.returncode == 0
+    assert "made for TensorRT 8.6 10.3, and the device has 8.5.2" in done.stderr
+    assert "--buildOnly" in orin.asked()
+
+
+def test_a_silent_trtexec_is_taken_for_the_newest_known(orin: Device) -> None:
+    done = orin.build(FAKE_BANNER="")
+    assert done.returncode == 0
+    assert "does not say its TensorRT version; 10.3 is assumed" in done.stderr
+    assert "--timingCacheFile=student.trt10.3.0.timing.cache" in orin.asked()
+
+
+def test_tensorrt_11_is_refused(orin: Device) -> None:
+    done = orin.build(FAKE_BANNER="v11.1.0.106")
+    assert done.returncode == 5
+    assert "TensorRT 11.1.0 takes typed graphs only" in done.stderr
+    assert not orin.log.exists()
+
+
+def test_a_missing_trtexec_is_named(orin: Device) -> None:
+    done = orin.build(PATH="/usr/bin:/bin")
+    assert done.returncode == 5
+    assert "trtexec was not found, neither as /nowhere/trtexec nor on the PATH" in done.stderr
+    assert "Install TensorRT 8.6 or 10.3 (sudo apt install nvidia-jetpack)" in done.stderr
+
+
+def test_an_altered_onnx_file_is_not_built(orin: Device) -> None:
+    with orin.onnx.open("ab") as stream:
+        stream.write(b"\0")
+    done = orin.build()
+    assert done.returncode == 3
+    assert "student.int8.onnx is not the file that was delivered" in done.stderr
+    orin.onnx.unlink()
+    assert "student.int8.onnx is missing" in orin.build().stderr
+    assert not orin.log.exists()
+
+
+def test_a_failed_build_keeps_the_old_engine(orin: Device) -> None:
+    (orin.folder / "student.plan").write_bytes(b"old")
+    done = orin.build(FAKE_FAILS="yes")
+    assert done.returncode == 1
+    assert "trtexec did not build the engine" in done.stderr
+    assert "out of memory" in done.stdout
+    assert (orin.folder / "student.plan").read_bytes() == b"old"
+    assert not list(orin.folder.rglob("*.partial"))
+
+
+def dark_and_bright(count: int) -> np.ndarray:
+    """Images of one grey each, from black to a bright grey."""
+    greys = np.linspace(0, 250, count).astype(np.uint8)
+    return np.broadcast_to(greys[:, None, None, None], (count, 1, 4, 4)).copy()
+
+
+def names_class_0(count: int) -> np.ndarray:
+    """Logits of a teacher that always says class 0."""
+    return np.eye(3, dtype=np.float32)[np.zeros(count, np.int64)]
+
+
+def test_the_engine_is_replayed_in_batches_and_compared(orin: Device) -> None:
+    # The stand-in names class 2 from a mean of 0.5 on: 10 of these 20 images; a teacher that names 0 always agrees on 10.
+    images = dark_and_bright(20)
+    orin.save_probes(images, names_class_0(20))
+    (orin.folder / "student.plan").write_bytes(b"plan")
+    done = orin.replay()
+    assert "student.plan: agreement with the teacher: 0.5000 on 20 probes" in done.stdout
+    assert "student.plan: agreement with student.int8.onnx: " in done.stdout
+    assert done.returncode == 4
+    assert "below the limit of 0.9" in done.stderr
+    assert [word for word in orin.asked() if word.startswith("--shapes")] == [
+        "--shapes=images:16x1x4x4",
+        "--shapes=images:4x1x4x4",
+    ]
+
+
+def test_logits_that_are_no_numbers_never_agree(tmp_path: Path) -> None:
+    device = Device(tmp_path, elsewhere("jetson", gates=Gates(min_agreement=None)))
+    device.save_probes(np.full((4, 1, 4, 4), 255, np.uint8), names_class_0(4))
+    (device.folder / "student.plan").write_bytes(b"plan")
+    done = device.replay()
+    assert "agreement with the teacher: 0.0000 on 4 probes" in done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("target", "arguments"), [("jetson", ["--onnx"]), ("cpu-arm64", [])])
+def test_the_onnx_file_is_replayed_where_it_is_what_runs(tmp_path: Path, target: str, arguments: list[str]) -> None:
+    device = Device(tmp_path, load_target(target))
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(device.onnx, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.astype(np.float32) / 255})
+    device.save_probes(images, logits)
+    done = device.replay(*arguments)
+    assert done.stdout == "student.int8.onnx: agreement with the teacher: 1.0000 on 20 probes\n"
+    assert done.returncode == 0
+
+
+def test_an_engine_that_is_not_built_or_does_not_run_is_no_agreement(orin: Device) -> None:
+    orin.save_probes(dark_and_bright(2), np.zeros((2, 3), np.float32))
+    done = orin.replay()
+    assert done.returncode == 5
+    assert "student.plan is missing; deploy/build_engine.sh builds it" in done.stderr
+    (orin.folder / "student.plan").write_bytes(b"plan")
+    done = orin.replay(FAKE_FAILS="yes")
+    assert done.returncode == 1
+    assert "trtexec could not run student.plan:\nout of memory" in done.stderr
+    done = orin.replay(PATH="/usr/bin:/bin")
+    assert done.returncode == 5
+    assert "trtexec was found neither as /nowhere/trtexec nor on the PATH" in done.stderr
+
+
+def test_onnx_runtime_targets_get_the_replay_only(tmp_path: Path) -> None:
+    device = Device(tmp_path, load_target("cpu-x86"))
+    assert sorted(path.name for path in (device.folder / "deploy").iterdir()) == ["replay.json", "replay_probes.py"]
+
+
+def test_the_replay_is_python_3_6(orin: Device) -> None:
+    source = (orin.folder / "deploy" / "replay_probes.py").read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 6))
+
+
+def test_names_are_quoted_for_the_shell(tmp_path: Path) -> None:
+    device = Device(tmp_path, elsewhere("jetson", trtexec="/opt/$(touch injected)/trtexec"))
+    done = device.build()
+    assert done.returncode == 0
+    assert not list(tmp_path.rglob("injected"))

@@ -1,0 +1,271 @@
+"""The rules of TensorRT, each broken once in a graph that otherwise keeps them all."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from compress.exporters.calibration import observe
+from compress.exporters.lint import SUPPORTED, Finding, lint
+from compress.exporters.onnx_graph import export_onnx
+from compress.exporters.qdq import insert_fake_quantization
+from compress.exporters.targets import load_target
+from compress.pipeline.networks.resnet import ResNet, ResNetSpec
+from tests.graphs import fake_quantize, linear_model, quantized_model, ramp
+
+ORIN = load_target("jetson")
+
+
+def findings(model: ModelProto, folder: Path, target: str = "jetson") -> list[Finding]:
+    onnx.save(model, folder / "student.onnx")
+    return lint(folder / "student.onnx", load_target(target))
+
+
+def rules(found: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding.rule, finding.node) for finding in found]
+
+
+def node(model: ModelProto, name: str) -> NodeProto:
+    found: NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
+
+
+def set_constant(model: ModelProto, name: str, value: object, dtype: type[np.generic]) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.array(value, dtype), name))
+
+
+def insert(model: ModelProto, before: str, *nodes: NodeProto, **constants: np.ndarray) -> None:
+    position = [node.name for node in model.graph.node].index(before)
+    for offset, new in enumerate(nodes):
+        model.graph.node.insert(position + offset, new)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+
+
+def test_the_residual_block_runs_and_is_clean(tmp_path: Path) -> None:
+    assert findings(quantized_model(), tmp_path) == []
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": ramp(2, 1, 4, 4)})
+    assert np.isfinite(logits).all()
+
+
+def custom_operator(model: ModelProto) -> None:
+    node(model, "first.activation").domain = "com.vendor"
+
+
+def missing_operator(model: ModelProto) -> None:
+    node(model, "first.activation").op_type = "Mish"
+
+
+def local_function(model: ModelProto) -> None:
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    opset = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function("com.vendor", "activate", ["x"], ["y"], [relu], opset))
+
+
+def no_zero_point(model: ModelProto) -> None:
+    del node(model, "first.quantize").input[2]
+
+
+def unsigned_zero_points(model: ModelProto) -> None:
+    set_constant(model, "first.zero", 0, np.uint8)
+
+
+def shifted_zero_points(model: ModelProto) -> None:
+    set_constant(model, "first.zero", 3, np.int8)
+
+
+def too_few_zero_points(model: ModelProto) -> None:
+    set_constant(model, "first.weight.zero", [0], np.int8)
+
+
+def dead_scale(model: ModelProto) -> None:
+    set_constant(model, "first.weight.scale", [0.01, 0.0], np.float32)
+
+
+def infinite_scale(model: ModelProto) -> None:
+    set_constant(model, "first.scale", np.inf, np.float32)
+
+
+def half_scale(model: ModelProto) -> None:
+    set_constant(model, "first.scale", 0.01, np.float16)
+
+
+def computed_scale(model: ModelProto) -> None:
+    insert(model, "first.quantize", helper.make_node("Exp", ["log"], ["computed"]), log=np.array(-4, np.float32))
+    for name in ("first.quantize", "first.dequantize"):
+        node(model, name).input[1] = "computed"
+
+
+def activation_per_channel(model: ModelProto) -> None:
+    set_constant(model, "first.scale", [0.01, 0.02], np.float32)
+    set_constant(model, "first.zero", [0, 0], np.int8)
+
+
+def weight_on_wrong_axis(model: ModelProto) -> None:
+    for name in ("second.weight.quantize", "second.weight.dequantize"):
+        node(model, name).attribute[0].i = 1
+
+
+def folded_weight(model: ModelProto) -> None:
+    quantize = node(model, "first.weight.quantize")
+    model.graph.node.remove(quantize)
+    set_constant(model, "first.w", np.zeros((2, 1, 3, 3)), np.int8)
+    node(model, "first.weight.dequantize").input[0] = "first.w"
+
+
+def integer_bias(model: ModelProto) -> None:
+    inputs = ["bias.int32", "bias.scale", "bias.zero"]
+    insert(
+        model,
+        "first.conv",
+        helper.make_node("DequantizeLinear", inputs, ["bias.float"], "bias.dequantize", axis=0),
+        **{
+            "bias.int32": np.zeros(2, np.int32),
+            "bias.scale": np.full(2, 1e-4, np.float32),
+            "bias.zero": np.zeros(2, np.int32),
+        },
+    )
+    node(model, "first.conv").input[2] = "bias.float"
+
+
+def batch_normalisation(model: ModelProto) -> None:
+    statistics = ["norm.scale", "norm.bias", "norm.mean", "norm.var"]
+    norm = helper.make_node("BatchNormalization", ["second.y", *statistics], ["second.n"], "norm")
+    insert(model, "sum.add", norm, **dict.fromkeys(statistics, np.ones(2, np.float32)))
+    node(model, "sum.add").input[0] = "second.n"
+
+
+def dropout(model: ModelProto) -> None:
+    insert(model, "head", helper.make_node("Dropout", ["flat"], ["dropped"], "dropout"))
+    node(model, "head").input[0] = "dropped"
+
+
+def plain_weight(model: ModelProto) -> None:
+    node(model, "first.conv").input[1] = "first.w"
+
+
+def pair_before_relu(model: ModelProto) -> None:
+    pair, arrays = fake_quantize("early", "first.y", "first.y.q", np.array(0.01, np.float32))
+    insert(model, "first.activation", *pair, **arrays)
+    node(model, "first.activation").input[0] = "first.y.q"
+
+
+def both_terms_quantized(model: ModelProto) -> None:
+    pair, arrays = fake_quantize("late", "second.y", "second.y.q", np.array(0.01, np.float32))
+    insert(model, "sum.add", *pair, **arrays)
+    node(model, "sum.add").input[0] = "second.y.q"
+
+
+def two_pairs(model: ModelProto) -> None:
+    pair, arrays = fake_quantize("again", "first.relu", "first.again", np.array(0.01, np.float32))
+    insert(model, "sum.add", *pair, **arrays)
+    node(model, "sum.add").input[1] = "first.again"
+
+
+def two_dequantizers(model: ModelProto) -> None:
+    inputs = ["first.int8", "first.scale", "first.zero"]
+    insert(model, "sum.add", helper.make_node("DequantizeLinear", inputs, ["first.again"], "again", axis=1))
+    node(model, "sum.add").input[1] = "first.again"
+
+
+FIRST = [("first.quantize", "first.dequantize"), ("first.weight.quantize", "first.weight.dequantize")]
+
+
+@pytest.mark.parametrize(
+    ("harm", "rule", "nodes", "words"),
+    [
+        (custom_operator, "R1", ["first.activation"], "jetson has no operator com.vendor.Relu"),
+        (missing_operator, "R1", ["first.activation"], "jetson has no operator Mish"),
+        (local_function, "R1", ["activate"], "local function"),
+        (no_zero_point, "R2", ["first.quantize"], "zero point is missing"),
+        (unsigned_zero_points, "R2", FIRST[0], "uint8, not int8"),
+        (shifted_zero_points, "R2", FIRST[0], "quantization must be symmetric"),
+        (too_few_zero_points, "R2", FIRST[1], "1 zero points for 2 scales"),
+        (dead_scale, "R3", FIRST[1], "zero, negative or not finite"),
+        (infinite_scale, "R3", FIRST[0], "zero, negative or not finite"),
+        (half_scale, "R3", FIRST[0], "float16, not float32"),
+        (computed_scale, "R3", FIRST[0], "not constant"),
+        (activation_per_channel, "R4", ["first.dequantize"], "An activation has a scale a channel"),
+        (weight_on_wrong_axis, "R4", ["second.weight.dequantize"], "scales on axis 1"),
+        (folded_weight, "R5", ["first.weight.dequantize"], "stored in int8"),
+        (integer_bias, "R6", ["first.conv"], "not a plain fp32 constant"),
+        (batch_normalisation, "R7", ["norm"], "batch normalisation"),
+        (dropout, "R7", ["dropout"], "for training"),
+        (plain_weight, "R8", ["first.conv"], "Only the data is quantized"),
+        (pair_before_relu, "R8", ["first.conv"], "parts it from its Relu"),
+        (both_terms_quantized, "R8", ["sum.add"], "Both inputs of the sum are quantized"),
+        (two_pairs, "R9", ["first.quantize"], "first.relu is quantized more than once"),
+        (two_dequantizers, "R9", ["first.quantize"], "dequantized more than once"),
+    ],
+)
+def test_a_graph_that_breaks_one_rule_is_told_exactly_that(
+    tmp_path: Path, harm: Callable[[ModelProto], None], rule: str, nodes: list[str], words: str
+) -> None:
+    model = quantized_model()
+    harm(model)
+    found = findings(model, tmp_path)
+    assert rules(found) == [(rule, name) for name in nodes]
+    assert all(words in finding.message and finding.cure for finding in found)
+
+
+def test_newer_formats_are_found_for_every_runtime(tmp_path: Path) -> None:
+    for target in ("jetson-nano-jp4", "cpu-x86"):
+        found = findings(linear_model(), tmp_path, target)
+        # Opset 17 and IR 8 are too new for the Nano's TensorRT 8.2, which reads 13 and 7.
+        assert [finding.rule for finding in found] == (["R10", "R10"] if target == "jetson-nano-jp4" else [])
+    assert "opset 13 and IR version 7" in findings(linear_model(), tmp_path, "jetson-nano-jp4")[0].cure
+
+
+def test_a_board_without_int8_has_no_quantization_operators(tmp_path: Path) -> None:
+    found = findings(quantized_model(opset=13, ir_version=7), tmp_path, "jetson-nano-jp4")
+    assert {finding.rule for finding in found} == {"R1"}
+    assert len(found) == 10
+    assert "jetson-nano-jp4 has no operator QuantizeLinear" in found[0].message
+
+
+def test_onnx_runtime_takes_what_tensorrt_does_not(tmp_path: Path) -> None:
+    model = quantized_model()
+    integer_bias(model)
+    assert findings(model, tmp_path, "cpu-x86") == []
+
+
+def test_constants_may_be_nodes(tmp_path: Path) -> None:
+    model = quantized_model()
+    (zero,) = [tensor for tensor in model.graph.initializer if tensor.name == "first.zero"]
+    model.graph.initializer.remove(zero)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["first.zero"], "constant", value=zero))
+    assert findings(model, tmp_path) == []
+
+
+def test_batch_normalisation_is_fine_without_quantization(tmp_path: Path) -> None:
+    model = linear_model()
+    statistics = ["norm.scale", "norm.bias", "norm.mean", "norm.var"]
+    norm = helper.make_node("BatchNormalization", ["images", *statistics], ["normed"], "norm")
+    model.graph.node[0].input[0] = "normed"
+    model.graph.node.insert(0, norm)
+    model.graph.initializer.extend(numpy_helper.from_array(np.ones(1, np.float32), name) for name in statistics)
+    assert findings(model, tmp_path) == []
+
+
+def test_the_operator_table_names_real_operators() -> None:
+    known = {schema.name for schema in onnx.defs.get_all_schemas()}
+    assert known >= SUPPORTED
+
+
+def test_what_the_exporter_makes_is_clean(tmp_path: Path) -> None:
+    spec = ResNetSpec(stem="cifar", blocks=(1, 1), widths=(16, 16), stem_width=16, num_classes=3)
+    quantized = insert_fake_quantization(ResNet(spec).eval(), "s8s8")
+    images = torch.rand(2, 3, 8, 8)
+    observe(quantized, [images, torch.rand(2, 3, 8, 8)])
+    path = tmp_path / "student.int8.onnx"
+    export_onnx(
+        quantized, path, example=images, opset=ORIN.opset, ir_version=ORIN.ir_version, precision="int8", metadata={}
+    )
+    assert sum(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node) > 5
+    assert lint(path, ORIN) == []
