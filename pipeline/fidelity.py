@@ -1,0 +1,264 @@
+"""How faithfully an artifact imitates the teacher, and the verdict: PASS, FAIL or INCONCLUSIVE.
+
+Agreement is judged on its 95 % interval, not on its value: PASS when the whole interval clears the limit, FAIL when the
+whole interval misses it, otherwise INCONCLUSIVE, which is not PASS. Probes that could not tell a faithful student from
+a useless one carry no verdict at all, whatever the agreement on them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.exporters.targets import Gates
+from compress.pipeline import metrics
+from compress.pipeline.metrics import Logits
+from compress.pipeline.records import ArtifactFidelity, Gate, ProbeAdequacy, Proportion, ValidateRecord, Verdict
+
+CLASS_CONDITIONAL = "synthesised"
+"""The kind of probes that were made to show one class each."""
+
+MIN_COVERAGE = 0.95
+"""Share of the classes that the teacher must name on the probes; up to 19 classes this means every one of them."""
+
+MIN_DISTINCT = 0.5
+"""Share of the probes that must differ from each other; copies narrow the interval without telling anything."""
+
+FINITE, AGREEMENT, KL, SIZE = "finite outputs", "agreement", "mean KL", "size"
+PROBE_FREE = (FINITE, SIZE)
+"""Gates that hold or fail for any images: these failures stand even where the probes are inadequate."""
+
+
+def percent(share: float) -> str:
+    """`0.96449` as `96.4 %`: rounded down, so that no number shown clears a limit that the exact one misses."""
+    return f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
+
+
+def proportion(successes: int, total: int) -> Proportion:
+    """A share with its 95 % Wilson interval; of nothing, 0 with the interval [0, 1]."""
+    low, high = metrics.wilson_interval(successes, total)
+    return Proportion(value=successes / total if total else 0.0, low=low, high=high, total=total)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """FAIL if any failed, else INCONCLUSIVE if any is, else PASS."""
+    if "FAIL" in verdicts:
+        return "FAIL"
+    return "INCONCLUSIVE" if "INCONCLUSIVE" in verdicts else "PASS"
+
+
+# Gates
+
+
+def judge(gates: Gates, *, agreement: Proportion, mean_kl: float, size_bytes: int, broken: int) -> tuple[Gate, ...]:
+    """Every limit that is set, judged; `mean_kl` in nats, `broken` images with NaN or infinity among the logits."""
+    judged = [_judge_finite(broken, agreement.total)]
+    if gates.min_agreement is not None:
+        judged.append(_judge_agreement(agreement, gates.min_agreement))
+    if gates.max_mean_kl is not None:
+        judged.append(_judge_point(KL, mean_kl, gates.max_mean_kl, "nats"))
+    if gates.max_size_mb is not None:
+        judged.append(_judge_point(SIZE, size_bytes / 1e6, gates.max_size_mb, "MB"))
+    return tuple(judged)
+
+
+def _judge_finite(broken: int, total: int) -> Gate:
+    explanation = (
+        f"NaN or infinity in the output for {broken} of {total} probes" if broken else "every output is finite"
+    )
+    return Gate(
+        name=FINITE, limit=0, measured=f"{broken} broken", verdict="FAIL" if broken else "PASS", explanation=explanation
+    )
+
+
+def _judge_agreement(agreement: Proportion, limit: float) -> Gate:
+    interval = f"{percent(agreement.low)} to {percent(agreement.high)}"
+    required = f"{limit * 100:.6g} %"
+    verdict: Verdict
+    if agreement.low >= limit:
+        verdict, explanation = "PASS", f"the whole 95 % interval, {interval}, reaches the required {required}"
+    elif agreement.high < limit:
+        verdict, explanation = "FAIL", f"the whole 95 % interval, {interval}, stays below the required {required}"
+    else:
+        verdict = "INCONCLUSIVE"
+        explanation = (
+            f"the 95 % interval, {interval}, includes the required {required}; {_settle(agreement.value, limit)}"
+        )
+    return Gate(
+        name=AGREEMENT, limit=limit, measured=percent(agreement.value), verdict=verdict, explanation=explanation
+    )
+
+
+def _settle(value: float, limit: float) -> str:
+    needed = metrics.probes_to_settle(value, limit)
+    if needed is None:
+        return "the agreement is exactly the limit, which no number of probes settles"
+    return f"{needed:,} probes would settle it if the agreement stays the same"
+
+
+def _judge_point(name: str, value: float, limit: float, unit: str) -> Gate:
+    passed = value <= limit
+    return Gate(
+        name=name,
+        limit=limit,
+        measured=f"{value:.3g} {unit}",
+        verdict="PASS" if passed else "FAIL",
+        explanation=f"a {name} of {value:.4g} {unit} is {'within' if passed else 'over'} the allowed {limit:.6g} {unit}",
+    )
+
+
+# Artifacts
+
+
+def measure_artifact(
+    artifact: str,
+    precision: str,
+    *,
+    size_bytes: int,
+    latency_ms: float | None,
+    teacher_logits: Logits,
+    student_logits: Logits,
+    kinds: NDArray[np.str_],
+    gates: Gates,
+) -> ArtifactFidelity:
+    """One artifact against the teacher on the same N probes: logits `[N, K]`, the `kinds` of the probes `[N]`.
+
+    Agreement is counted over all probes, and beside it for each kind and for each class that the teacher names.
+
+    Raises:
+        ValueError: there are no probes, or the arrays do not belong together.
+    """
+    if not len(kinds) or teacher_logits.shape != student_logits.shape or len(kinds) != len(teacher_logits):
+        raise ValueError(f"teacher {teacher_logits.shape}, student {student_logits.shape}, kinds {kinds.shape}")
+    num_classes = teacher_logits.shape[1]
+    agree = metrics.top_k_agreement(teacher_logits, student_logits)
+    agreement = proportion(int(agree.sum()), len(agree))
+    by_class = metrics.counts_by_class(agree, teacher_logits.argmax(axis=1), num_classes)
+    kl = metrics.kl_divergence(teacher_logits, student_logits)
+    judged = judge(
+        gates,
+        agreement=agreement,
+        mean_kl=float(kl.mean()),
+        size_bytes=size_bytes,
+        broken=int((~metrics.finite_rows(student_logits)).sum()),
+    )
+    return ArtifactFidelity(
+        artifact=artifact,
+        precision=precision,
+        size_bytes=size_bytes,
+        latency_ms=latency_ms,
+        agreement=agreement,
+        agreement_by_kind={kind: proportion(*n) for kind, n in metrics.counts_by_kind(agree, kinds).items()},
+        agreement_by_class=tuple(proportion(*counts) for counts in by_class),
+        top5_agreement=_top5(teacher_logits, student_logits) if num_classes > 5 else None,
+        mean_kl=float(kl.mean()),
+        kl_p99=metrics.percentile(kl, 99),
+        sqnr_db=metrics.sqnr_db(teacher_logits, student_logits),
+        gates=judged,
+        verdict=worst([gate.verdict for gate in judged]),
+    )
+
+
+def _top5(teacher_logits: Logits, student_logits: Logits) -> Proportion:
+    agree = metrics.top_k_agreement(teacher_logits, student_logits, k=5)
+    return proportion(int(agree.sum()), len(agree))
+
+
+# Probes
+
+
+def assess_adequacy(
+    teacher_logits: Logits, targets: NDArray[np.integer], kinds: NDArray[np.str_], num_classes: int
+) -> ProbeAdequacy:
+    """Whether the probes could tell a faithful student from a useless one, judged by the teacher's logits `[N, K]`.
+
+    `targets` `[N]` are the classes that the images were made for, `kinds` `[N]` how they were made. A set is adequate when
+    the teacher answers finitely, names the classes, names none of them so often that a constant answer would look
+    faithful, is confident on the probes made for a class, and sees different images.
+    """
+    finite = metrics.finite_rows(teacher_logits)
+    logits = teacher_logits[finite]
+    made_for_class = kinds[finite] == CLASS_CONDITIONAL
+    named = np.bincount(logits.argmax(axis=1), minlength=num_classes)
+    shares = named / max(1, named.sum())
+    certainty = metrics.confidence(logits[made_for_class])
+    seen = int((named > 0).sum())
+    median_confidence = float(np.median(certainty)) if len(certainty) else 0.0
+    reasons = _inadequacies(
+        broken=int((~finite).sum()),
+        seen=seen,
+        largest_share=float(shares.max()),
+        median_confidence=median_confidence,
+        distinct=len(np.unique(logits, axis=0)) / max(1, len(logits)),
+        num_classes=num_classes,
+    )
+    on_target = logits[made_for_class].argmax(axis=1) == targets[finite][made_for_class]
+    return ProbeAdequacy(
+        adequate=not reasons,
+        classes_seen=seen,
+        num_classes=num_classes,
+        largest_class_share=float(shares.max()),
+        median_confidence=median_confidence,
+        on_target=proportion(int(on_target.sum()), len(on_target)),
+        reasons=tuple(reasons),
+    )
+
+
+def _inadequacies(
+    *, broken: int, seen: int, largest_share: float, median_confidence: float, distinct: float, num_classes: int
+) -> list[str]:
+    # A guess is right once in num_classes times; half way between that and certainty separates the two.
+    half_way = (1 + 1 / num_classes) / 2
+    reasons = []
+    if broken:
+        reasons.append(f"the teacher itself answers {broken} of them with NaN or infinity")
+    if seen < MIN_COVERAGE * num_classes:
+        reasons.append(f"the teacher names only {seen:,} of {num_classes:,} classes on them")
+    if largest_share > half_way:
+        reasons.append(f"the teacher gives one and the same answer to {percent(largest_share)} of them")
+    if median_confidence < half_way:
+        reasons.append(
+            f"the teacher's median confidence on those made for a class is {percent(median_confidence)}, "
+            f"below {percent(half_way)}"
+        )
+    if distinct < MIN_DISTINCT:
+        reasons.append(f"only {percent(distinct)} of them differ from each other")
+    return reasons
+
+
+# The verdict
+
+
+def find_artifact(ledger: Sequence[ArtifactFidelity], artifact: str) -> ArtifactFidelity:
+    """The row of that artifact.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    for row in ledger:
+        if row.artifact == artifact:
+            return row
+    raise ValueError(f"{artifact} is not in the ledger")
+
+
+def overall_verdict(ledger: Sequence[ArtifactFidelity], shipped: str, adequacy: ProbeAdequacy) -> Verdict:
+    """The verdict of the shipped artifact; with inadequate probes INCONCLUSIVE, unless a gate failed that needs none."""
+    row = find_artifact(ledger, shipped)
+    if adequacy.adequate:
+        return row.verdict
+    return worst(["INCONCLUSIVE", *(gate.verdict for gate in row.gates if gate.name in PROBE_FREE)])
+
+
+def verdict_sentence(validate: ValidateRecord) -> str:
+    """The verdict and what it rests on, in one sentence."""
+    row = find_artifact(validate.ledger, validate.shipped)
+    share = f"{percent(row.agreement.value)} of {row.agreement.total:,} held-out synthetic probes"
+    measured = f"{row.artifact} gives the teacher's answer on {share}"
+    if validate.verdict == "PASS":
+        limits = [gate.explanation for gate in row.gates if gate.name != FINITE]
+        return f"PASS: {measured}, and {'; '.join(limits) or 'no limit was set'}."
+    reasons = [gate.explanation for gate in row.gates if gate.verdict != "PASS"]
+    if not validate.adequacy.adequate:
+        reasons.insert(0, f"the probes cannot carry a verdict, because {' and '.join(validate.adequacy.reasons)}")
+    return f"{validate.verdict}: {measured}, but {'; '.join(reasons)}."

@@ -1,0 +1,118 @@
+"""Numbers that compare a student's logits with its teacher's: pure functions of arrays.
+
+Logits are `[N, K]`: N images, K classes. An image on which either side answers with NaN or infinity never counts as
+agreement and is infinitely far away, so that a broken student cannot look faithful.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+
+Z_95 = 1.959963984540054
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+
+def wilson_interval(successes: float, total: int, z: float = Z_95) -> tuple[float, float]:
+    """Interval, low and high in [0, 1], of the share behind `successes` out of `total` independent trials.
+
+    With p = successes / n: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n); all of [0, 1] when n is 0.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share = successes / total
+    scale = 1 + z**2 / total
+    centre = (share + z**2 / (2 * total)) / scale
+    half_width = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    low = 0.0 if successes <= 0 else max(0.0, centre - half_width)
+    high = 1.0 if successes >= total else min(1.0, centre + half_width)
+    return low, high
+
+
+def probes_to_settle(value: float, limit: float, z: float = Z_95) -> int | None:
+    """The fewest images whose Wilson interval around the share `value` leaves out `limit`; None when they are equal.
+
+    The Wilson interval holds the limits that the score test does not reject, so it leaves `limit` out as soon as
+    |value - limit| > z √(limit (1 - limit) / n), which is solved for n.
+
+    Source: Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17 (1998).
+    """
+    if value == limit:
+        return None
+    return math.floor(z**2 * limit * (1 - limit) / (value - limit) ** 2) + 1
+
+
+def finite_rows(logits: Logits) -> Mask:
+    """Which images `[N]` have neither NaN nor infinity among their logits."""
+    return np.asarray(np.isfinite(logits).all(axis=1))
+
+
+def top_k_agreement(teacher: Logits, student: Logits, k: int = 1) -> Mask:
+    """On which images `[N]` the teacher's first class is among the student's `k` largest logits.
+
+    Equal logits are ranked by class number, so that a student that answers the same for everything wins nothing.
+    """
+    ranked = np.argsort(-student, axis=1, kind="stable")[:, :k]
+    agree: Mask = (ranked == teacher.argmax(axis=1)[:, None]).any(axis=1)
+    return agree & finite_rows(teacher) & finite_rows(student)
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Log-probabilities `[N, K]` in nats, in float64: x - max x - log Σ exp(x - max x)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True).astype(np.float64)
+    log_probabilities: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probabilities
+
+
+def confidence(logits: Logits) -> NDArray[np.float64]:
+    """The largest softmax probability `[N]` of each image, in [1/K, 1]."""
+    largest: NDArray[np.float64] = np.exp(log_softmax(logits).max(axis=1))
+    return largest
+
+
+def kl_divergence(teacher: Logits, student: Logits) -> NDArray[np.float64]:
+    """KL(teacher ‖ student) `[N]` in nats: Σ p (log p - log q) over the classes; infinite where logits are not finite.
+
+    Source: Kullback and Leibler, "On information and sufficiency", Annals of Mathematical Statistics 22 (1951).
+    """
+    finite = finite_rows(teacher) & finite_rows(student)
+    divergence = np.full(len(teacher), np.inf)
+    log_p, log_q = log_softmax(teacher[finite]), log_softmax(student[finite])
+    divergence[finite] = np.maximum(0.0, (np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+    return divergence
+
+
+def percentile(values: NDArray[np.float64], q: float) -> float:
+    """The smallest of `values` `[N]` that at least `q` percent of them do not exceed; one of them, never in between."""
+    return float(np.sort(values)[max(0, math.ceil(q / 100 * len(values)) - 1)])
+
+
+def sqnr_db(teacher: Logits, student: Logits) -> float:
+    """Signal-to-quantization-noise ratio of all logits in dB: 10 log10(Σ t² / Σ (t - s)²).
+
+    Infinite when the two are equal, minus infinity when a logit is not finite or the teacher's are all zero.
+    """
+    if not (np.isfinite(teacher).all() and np.isfinite(student).all()):
+        return -math.inf
+    signal = float((teacher.astype(np.float64) ** 2).sum())
+    noise = float(((teacher.astype(np.float64) - student.astype(np.float64)) ** 2).sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def counts_by_class(agree: Mask, classes: NDArray[np.integer], num_classes: int) -> list[tuple[int, int]]:
+    """Agreements and images of each class, in class order; `agree` and `classes` are `[N]`."""
+    totals = np.bincount(classes, minlength=num_classes)
+    agreed = np.bincount(classes[agree], minlength=num_classes)
+    return [(int(some), int(total)) for some, total in zip(agreed, totals, strict=True)]
+
+
+def counts_by_kind(agree: Mask, kinds: NDArray[np.str_]) -> dict[str, tuple[int, int]]:
+    """Agreements and images of each kind of image, sorted by kind; `agree` and `kinds` are `[N]`."""
+    return {str(kind): (int(agree[kinds == kind].sum()), int((kinds == kind).sum())) for kind in np.unique(kinds)}

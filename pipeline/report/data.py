@@ -1,0 +1,56 @@
+"""Everything that a report tells, as one record."""
+
+import json
+import math
+from typing import Any, Literal
+
+from compress.exporters.targets import Target
+from compress.pipeline.records import (
+    DistillRecord,
+    EmbeddingRecord,
+    ExportRecord,
+    QuantizeRecord,
+    Record,
+    TeacherRecord,
+    ValidateRecord,
+)
+
+
+class ReportData(Record):
+    """The records of all stages and what they ran with."""
+
+    schema_version: Literal[1] = 1
+    title: str
+    target: Target
+    teacher: TeacherRecord
+    embedding: EmbeddingRecord
+    distill: DistillRecord
+    quantize: QuantizeRecord | None
+    export: ExportRecord
+    validation: ValidateRecord
+    labels: tuple[str, ...]
+    settings: dict[str, Any]
+    """As resolved, in JSON's types."""
+    timings: dict[str, float]
+    """Seconds of each stage, in their order."""
+    seed: int
+    versions: dict[str, str]
+
+
+def to_json(data: ReportData) -> bytes:
+    """The record as ASCII JSON that any reader takes and `ReportData.model_validate_json` reads back.
+
+    JSON has no infinity, so a number that is not finite is written as the string `Infinity`, `-Infinity` or `NaN`.
+    """
+    document = _without_non_finite(data.model_dump(mode="json"))
+    return json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_non_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

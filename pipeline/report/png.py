@@ -1,0 +1,54 @@
+"""Pictures of synthetic images, written as PNG without an image library."""
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+GAP = 2
+"""Transparent pixels between two images."""
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def sample_grid(images: NDArray[np.uint8], columns: int = 10, scale: int = 2) -> bytes:
+    """A PNG of images `[N, C, H, W]` in rows of `columns`, each pixel drawn as `scale` by `scale` pixels.
+
+    Three channels are red, green and blue; of any other number the first is shown as grey.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    if not len(images):
+        raise ValueError("a grid needs at least one image")
+    tiles = [np.pad(tile, ((0, GAP), (0, GAP), (0, 0))) for tile in _opaque(images, scale)]
+    width = min(columns, len(tiles))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % width)
+    rows = [np.concatenate(tiles[start : start + width], axis=1) for start in range(0, len(tiles), width)]
+    return encode_png(np.concatenate(rows)[:-GAP, :-GAP])
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG of `pixels` `[H, W, 4]`: red, green, blue and opacity, 0 to 255.
+
+    Source: W3C, Portable Network Graphics (PNG) Specification, sections 5 (chunks), 9.2 (filter type 0) and 11.2.
+    """
+    height, width, _ = pixels.shape
+    # Width, height, 8 bits a sample, colour type 6 (RGB with alpha), then the only compression, filter and interlace.
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    # Every line of pixels starts with its filter type: 0, none.
+    lines = np.pad(pixels.reshape(height, width * 4), ((0, 0), (1, 0)))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
+    return _SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
+
+
+def _opaque(images: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Images `[N, C, H, W]` to enlarged pixels `[N, H * scale, W * scale, 4]`."""
+    colour = images if images.shape[1] == 3 else np.repeat(images[:, :1], 3, axis=1)
+    pixels = np.concatenate([colour, np.full_like(colour[:, :1], 255)], axis=1).transpose(0, 2, 3, 1)
+    return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,0 +1,113 @@
+"""All files of the report from one record."""
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from compress.pipeline.fidelity import AGREEMENT, find_artifact, verdict_sentence
+from compress.pipeline.records import ArtifactFidelity
+from compress.pipeline.report import charts, sections, text
+from compress.pipeline.report.data import ReportData, to_json
+from compress.pipeline.report.junit import to_junit
+
+MOST_CLASSES = 20
+"""Classes that the chart shows, lowest agreement first."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_FILTERS = (text.share, text.interval, text.significant, text.size, text.milliseconds, text.decibels, text.count)
+
+
+def render(data: ReportData, samples: bytes | None = None) -> dict[str, bytes]:
+    """Name and content of `report.html`, `report.md`, `report.json`, `junit.xml` and `README.md`, the model card.
+
+    `samples` is a PNG of some probes, see `sample_grid`. Class names, file names and settings are foreign text: they are
+    escaped for each format, and characters that would steer a terminal or reorder a line are written out.
+    """
+    context = _context(data)
+    picture = base64.b64encode(samples).decode() if samples else ""
+    return {
+        "report.html": _unbroken(_fill(_html_environment(), "report.html.j2", context | {"samples": picture})),
+        "report.md": _fill(_markdown_environment(), "report.md.j2", context),
+        "report.json": to_json(data),
+        "junit.xml": to_junit(data.validation),
+        "README.md": _fill(_markdown_environment(), "model_card.md.j2", context),
+    }
+
+
+def _context(data: ReportData) -> dict[str, Any]:
+    shipped = find_artifact(data.validation.ledger, data.validation.shipped)
+    graphs = [graph.file_name for graph in data.export.graphs]
+    classes = charts.lowest_classes(data.labels, shipped.agreement_by_class, MOST_CLASSES)
+    unseen = charts.unseen_classes(data.labels, shipped.agreement_by_class)
+    return {
+        "data": data,
+        "sentence": verdict_sentence(data.validation).partition(": ")[2],
+        "shipped": shipped,
+        "headline": sections.headline(data),
+        "classes": classes,
+        "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen)),
+        "unseen": sections.named(unseen) if unseen else "",
+        "probes": sections.probes(data.validation.adequacy),
+        "curve": charts.agreement_curve(data.distill.history, _agreement_limit(shipped)),
+        "distillation": sections.distillation(data.distill, data.teacher),
+        "background": sections.background(data),
+        # An engine is built on the device; what runs everywhere is the graph that it is built from.
+        "model": shipped.artifact if shipped.artifact in graphs else graphs[-1],
+    }
+
+
+def _classes_caption(shown: int, seen: int) -> str:
+    return f"All {seen:,} classes, lowest first." if shown == seen else f"The {shown} lowest of {seen:,} classes."
+
+
+def _agreement_limit(row: ArtifactFidelity) -> float | None:
+    return next((gate.limit for gate in row.gates if gate.name == AGREEMENT), None)
+
+
+def _fill(environment: Environment, template: str, context: dict[str, Any]) -> bytes:
+    return environment.get_template(template).render(context).encode()
+
+
+def _unbroken(html: bytes) -> bytes:
+    """The same page where no line ends between a number and its percent sign."""
+    return html.replace(b" %", b"&nbsp;%")
+
+
+def _html_environment() -> Environment:
+    return _environment(text.visible, autoescape=True)
+
+
+def _markdown_environment() -> Environment:
+    # Markdown has no autoescape of its own; `finalize` sees every value that a template writes, so none is forgotten.
+    return _environment(text.markdown, autoescape=False)
+
+
+def _environment(shown: Callable[[str], str], *, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=autoescape,
+        finalize=lambda value: shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )
+    environment.filters |= {function.__name__: function for function in _FILTERS} | {
+        "position": _position,
+        "objections": _objections,
+    }
+    return environment
+
+
+def _objections(row: ArtifactFidelity) -> str:
+    """What speaks against an artifact, empty when nothing does."""
+    return "; ".join(gate.explanation for gate in row.gates if gate.verdict != "PASS")
+
+
+def _position(share: float) -> str:
+    """A share as a coordinate in percent."""
+    return f"{share * 100:.2f}"

@@ -1,0 +1,166 @@
+"""What each section of the report says: names and values, as text."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compress.pipeline.fidelity import find_artifact, percent
+from compress.pipeline.records import DistillRecord, EmbeddingRecord, ProbeAdequacy, QuantizeRecord, TeacherRecord
+from compress.pipeline.report import text
+from compress.pipeline.report.data import ReportData
+
+MOST_NAMES = 12
+"""Names listed in a sentence before the rest is only counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A heading, a table of names and values, and lists under titles of their own."""
+
+    heading: str
+    rows: tuple[tuple[str, str], ...]
+    lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def headline(data: ReportData) -> Section:
+    """What was made of what, for whom."""
+    shipped = find_artifact(data.validation.ledger, data.validation.shipped)
+    float_bytes = 4 * data.teacher.parameters
+    return Section(
+        heading="",
+        rows=(
+            ("Target", data.target.title),
+            ("Teacher", f"{text.size(float_bytes)} in float32"),
+            ("Shipped", f"{text.size(shipped.size_bytes)} in {shipped.precision}"),
+            ("Smaller", f"{text.significant(float_bytes / shipped.size_bytes)} times"),
+        ),
+    )
+
+
+def probes(adequacy: ProbeAdequacy) -> Section:
+    return Section(
+        heading="Can the probes carry a verdict?",
+        rows=(
+            ("Adequate", "yes" if adequacy.adequate else "no"),
+            ("Classes that the teacher names", f"{text.count(adequacy.classes_seen)} of {adequacy.num_classes:,}"),
+            ("Share of the most frequent class", percent(adequacy.largest_class_share)),
+            ("Teacher's median confidence", percent(adequacy.median_confidence)),
+            ("Recognised as the class they were made for", _with_interval(adequacy)),
+        ),
+        lists=_lists({"Why not": adequacy.reasons}),
+    )
+
+
+def _with_interval(adequacy: ProbeAdequacy) -> str:
+    return f"{text.share(adequacy.on_target)} ({text.interval(adequacy.on_target)})"
+
+
+def distillation(record: DistillRecord, teacher: TeacherRecord) -> Section:
+    ratio = text.significant(teacher.parameters / record.parameters)
+    return Section(
+        heading="Distillation",
+        rows=(
+            ("Student", record.student),
+            ("Parameters", f"{record.parameters:,}, {ratio} times fewer than the teacher"),
+            ("Starts from", "the teacher's own layers" if record.inherited else "random weights"),
+            ("Rounds", f"{record.rounds:,} after {record.warmup_rounds:,} of warm-up"),
+            ("Student steps", text.count(record.kd_steps)),
+            ("Synthetic images", text.count(record.pool_images)),
+            ("Agreement on the monitor probes", percent(record.monitor_agreement)),
+        ),
+        lists=_lists({"Notes": record.notes}),
+    )
+
+
+def background(data: ReportData) -> list[Section]:
+    """Where it comes from and what it ran with."""
+    total = text.duration(sum(data.timings.values()))
+    timings = {stage: text.duration(seconds) for stage, seconds in data.timings.items()} | {"Total": total}
+    return [
+        _teacher(data.teacher),
+        _class_names(data.embedding),
+        _quantization(data.quantize),
+        Section(heading="Settings", rows=tuple(flattened(data.settings))),
+        Section(heading="Timings", rows=tuple(timings.items())),
+        Section(heading="Versions", rows=(*data.versions.items(), ("Seed", str(data.seed)))),
+    ]
+
+
+def _teacher(teacher: TeacherRecord) -> Section:
+    image = teacher.input
+    return Section(
+        heading="Teacher",
+        rows=(
+            ("File", teacher.file_name),
+            ("SHA-256", teacher.sha256),
+            ("Format", teacher.format),
+            ("Architecture", teacher.architecture),
+            ("Input", f"{image.channels} x {image.height} x {image.width}"),
+            ("Mean", _numbers(image.mean)),
+            ("Standard deviation", _numbers(image.std)),
+            ("Input according to", image.source or text.MISSING),
+            ("Classes", text.count(teacher.num_classes)),
+            ("Parameters", text.count(teacher.parameters)),
+            ("Batch-norm layers", text.count(teacher.batch_norm_layers)),
+        ),
+        lists=_lists({"Why this architecture": teacher.reasons, "Warnings": teacher.warnings}),
+    )
+
+
+def _class_names(embedding: EmbeddingRecord) -> Section:
+    closest = text.MISSING
+    if embedding.closest_pair is not None:
+        one, other, cosine = embedding.closest_pair
+        closest = f"{one} and {other} (cosine {cosine:.3f})"
+    return Section(
+        heading="Class names as text",
+        rows=(
+            ("Text encoder", embedding.encoder),
+            ("SHA-256 of the encoder", embedding.encoder_sha256),
+            ("Prompt", embedding.prompt),
+            ("Dimension", text.count(embedding.dimension)),
+            ("Most alike", closest),
+        ),
+    )
+
+
+def _quantization(record: QuantizeRecord | None) -> Section:
+    if record is None:
+        return Section(heading="Quantization", rows=(("Scheme", "none: the target takes no int8 model"),))
+    return Section(
+        heading="Quantization",
+        rows=(
+            ("Scheme", record.scheme),
+            ("Quantized layers", named(record.quantized_layers)),
+            ("Float layers", named(record.float_layers)),
+            ("Agreement after calibration", percent(record.agreement_calibrated)),
+            (f"Agreement after {record.tail_steps:,} steps of quantization-aware training", percent(record.agreement)),
+        ),
+    )
+
+
+def named(names: tuple[str, ...] | list[str]) -> str:
+    """`none`, or how many and which, the rest of a long list only counted."""
+    if not names:
+        return "none"
+    shown = ", ".join(names[:MOST_NAMES])
+    rest = len(names) - MOST_NAMES
+    return f"{len(names):,}: {shown}" + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as `distill.kd_steps` and their values, the way that `--set` takes them."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
+def _lists(lists: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return tuple((title, items) for title, items in lists.items() if items)

@@ -1,0 +1,46 @@
+"""The table at the end of the command."""
+
+from typing import TYPE_CHECKING
+
+from compress.pipeline.records import ArtifactFidelity, ValidateRecord
+from compress.pipeline.report import text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+STYLES = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow"}
+
+
+def render_table(validation: ValidateRecord) -> "Table":
+    """Artifact, size, agreement with its 95 % interval, latency and verdict; the shipped artifact in bold."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=_caption(validation), caption_justify="left"
+    )
+    table.add_column("artifact", no_wrap=True)
+    for heading in ("size", "agreement", "95 % interval", "latency"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for row in validation.ledger:
+        table.add_row(*_cells(row), style="bold" if row.artifact == validation.shipped else "")
+    return table
+
+
+def _cells(row: ArtifactFidelity) -> "list[Text]":
+    from rich.text import Text
+
+    return [
+        Text(text.visible(row.artifact)),
+        Text(text.size(row.size_bytes)),
+        Text(text.share(row.agreement)),
+        Text(text.interval(row.agreement)),
+        Text(text.milliseconds(row.latency_ms)),
+        Text(row.verdict, style=STYLES[row.verdict]),
+    ]
+
+
+def _caption(validation: ValidateRecord) -> str:
+    return f"Agreement with the teacher on {validation.probes:,} synthetic probes; latency of one image on this CPU."

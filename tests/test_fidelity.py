@@ -1,0 +1,352 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from compress.exporters.targets import Gates
+from compress.pipeline import fidelity, metrics
+from compress.pipeline.records import ArtifactFidelity, Gate, ProbeAdequacy, Proportion, ValidateRecord, Verdict
+
+CLASSES, PROBES = 10, 1000
+LIMITS = Gates(min_agreement=0.9, max_mean_kl=0.5, max_size_mb=1)
+Logits = NDArray[np.float32]
+
+
+def probes(n: int = PROBES, classes: int = CLASSES, margin: float = 8) -> tuple[Logits, NDArray[np.int64], Any]:
+    """A confident teacher's logits, the classes that the images were made for, and the kinds of the images."""
+    targets = np.arange(n) % classes
+    logits = np.random.default_rng(0).normal(0, 1, (n, classes)).astype(np.float32)
+    logits[np.arange(n), targets] += margin
+    return logits, targets, np.where(np.arange(n) < n // 2, "synthesised", "mixed")
+
+
+def measured(student: Logits, gates: Gates = LIMITS, teacher: Logits | None = None, **other: Any) -> ArtifactFidelity:
+    logits, _, kinds = probes()
+    sizes = {"size_bytes": 500_000, "latency_ms": 1.5} | other
+    return fidelity.measure_artifact(
+        "student.int8.onnx",
+        "int8",
+        teacher_logits=logits if teacher is None else teacher,
+        student_logits=student,
+        kinds=kinds,
+        gates=gates,
+        **sizes,
+    )
+
+
+def wrong_on(count: int) -> Logits:
+    """The teacher's logits with those of the first `count` images moved by one class."""
+    student = probes()[0].copy()
+    student[:count] = np.roll(student[:count], 1, axis=1)
+    return student
+
+
+def gate(row: ArtifactFidelity, name: str) -> Gate:
+    return next(gate for gate in row.gates if gate.name == name)
+
+
+def validated(row: ArtifactFidelity, adequacy: ProbeAdequacy) -> ValidateRecord:
+    return ValidateRecord(
+        probes=PROBES,
+        probe_kinds={"synthesised": 500, "mixed": 500},
+        adequacy=adequacy,
+        ledger=(row,),
+        shipped=row.artifact,
+        verdict=fidelity.overall_verdict([row], row.artifact, adequacy),
+        cpu="a CPU",
+    )
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.96449, "96.4 %"), (0.89999, "89.9 %"), (0.57, "57.0 %"), (1, "100.0 %"), (0.99999, "99.9 %")],
+)
+def test_a_percentage_is_rounded_down_so_that_it_never_clears_a_limit_by_rounding(share: float, words: str) -> None:
+    assert fidelity.percent(share) == words
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ((), "PASS"),
+        (("PASS", "PASS"), "PASS"),
+        (("PASS", "INCONCLUSIVE"), "INCONCLUSIVE"),
+        (("INCONCLUSIVE", "FAIL", "PASS"), "FAIL"),
+    ],
+)
+def test_one_failure_fails_and_one_doubt_is_no_pass(verdicts: tuple[Verdict, ...], expected: Verdict) -> None:
+    assert fidelity.worst(verdicts) == expected
+
+
+# Gates
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(0, "PASS"), (81, "PASS"), (83, "INCONCLUSIVE"), (200, "FAIL")])
+def test_the_interval_decides_about_agreement_and_not_the_value(wrong: int, verdict: Verdict) -> None:
+    # Wilson, n = 1000: 919 agree -> low 0.9004; 917 agree -> low 0.8983; 800 agree -> high 0.8236
+    row = measured(wrong_on(wrong), Gates(min_agreement=0.9))
+    assert gate(row, fidelity.AGREEMENT).verdict == row.verdict == verdict
+
+
+def test_an_inconclusive_agreement_says_how_many_probes_would_settle_it() -> None:
+    row = measured(wrong_on(90), Gates(min_agreement=0.9))
+    # z² · 0.9 · 0.1 / 0.01² = 3457.3
+    assert gate(row, fidelity.AGREEMENT).explanation == (
+        "the 95 % interval, 89.0 % to 92.6 %, includes the required 90 %; "
+        "3,458 probes would settle it if the agreement stays the same"
+    )
+
+
+def test_an_agreement_that_equals_its_limit_says_that_no_number_of_probes_settles_it() -> None:
+    row = measured(wrong_on(100), Gates(min_agreement=0.9))
+    assert row.verdict == "INCONCLUSIVE"
+    assert "exactly the limit, which no number of probes settles" in gate(row, fidelity.AGREEMENT).explanation
+
+
+def test_even_a_perfect_student_cannot_prove_an_agreement_of_one() -> None:
+    assert measured(wrong_on(0), Gates(min_agreement=1)).verdict == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(("limit", "verdict"), [(0.5, "PASS"), (0.499, "FAIL")])
+def test_the_size_is_judged_in_millions_of_bytes_and_may_equal_its_limit(limit: float, verdict: Verdict) -> None:
+    row = measured(wrong_on(0), Gates(max_size_mb=limit), size_bytes=500_000)
+    assert gate(row, fidelity.SIZE).verdict == verdict
+    assert gate(row, fidelity.SIZE).measured == "0.5 MB"
+
+
+def test_a_limit_that_is_not_set_is_not_judged() -> None:
+    assert [gate.name for gate in measured(wrong_on(500), Gates(min_agreement=None)).gates] == [fidelity.FINITE]
+
+
+# Artifacts
+
+
+def test_a_student_equal_to_its_teacher_agrees_everywhere() -> None:
+    row = measured(wrong_on(0))
+    assert row.verdict == "PASS"
+    assert row.agreement == fidelity.proportion(PROBES, PROBES)
+    assert row.top5_agreement == row.agreement
+    assert (row.mean_kl, row.kl_p99, row.sqnr_db) == (0, 0, np.inf)
+
+
+def test_agreement_is_told_by_kind_and_by_the_class_that_the_teacher_names() -> None:
+    row = measured(wrong_on(500))
+    assert {kind: (part.value, part.total) for kind, part in row.agreement_by_kind.items()} == {
+        "mixed": (1.0, 500),
+        "synthesised": (0.0, 500),
+    }
+    assert [part.total for part in row.agreement_by_class] == [100] * CLASSES
+    assert [part.value for part in row.agreement_by_class] == [0.5] * CLASSES
+
+
+def test_five_classes_or_fewer_have_no_top_five_agreement() -> None:
+    teacher, _, kinds = probes(classes=5)
+    row = fidelity.measure_artifact(
+        "student.onnx",
+        "fp32",
+        size_bytes=1,
+        latency_ms=None,
+        teacher_logits=teacher,
+        student_logits=teacher,
+        kinds=kinds,
+        gates=LIMITS,
+    )
+    assert row.top5_agreement is None
+
+
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"teacher \(1000, 10\), student \(999, 10\), kinds \(1000,\)"):
+        measured(probes()[0][:-1])
+
+
+def noise(scale: float) -> Callable[[Logits], Logits]:
+    return lambda logits: logits + np.random.default_rng(1).normal(0, scale, logits.shape).astype(np.float32)
+
+
+def with_value(value: float) -> Callable[[Logits], Logits]:
+    def defect(logits: Logits) -> Logits:
+        logits[7, 3] = value
+        return logits
+
+    return defect
+
+
+DEFECTS: dict[str, Callable[[Logits], Logits]] = {
+    "one NaN": with_value(np.nan),
+    "one infinity": with_value(np.inf),
+    "one minus infinity": with_value(-np.inf),
+    "all NaN": lambda logits: np.full_like(logits, np.nan),
+    "all zero": np.zeros_like,
+    "always the first class": lambda logits: np.eye(CLASSES, dtype=np.float32)[np.zeros(len(logits), dtype=int)],
+    "noise instead of an answer": lambda logits: np.random.default_rng(2).normal(size=logits.shape).astype(np.float32),
+    "answers buried in noise": noise(6),
+    "classes in another order": lambda logits: logits[:, ::-1],
+    "classes moved by one": lambda logits: np.roll(logits, 1, axis=1),
+    "two classes exchanged": lambda logits: logits[:, [1, 0, *range(2, CLASSES)]],
+    "one class never answered, and one image in twenty wrong": lambda logits: (
+        np.where(np.arange(CLASSES) == 4, -50, logits) * np.where(np.arange(len(logits)) % 20, 1, -1)[:, None]
+    ).astype(np.float32),
+    "images answered in another order": lambda logits: logits[np.random.default_rng(3).permutation(len(logits))],
+    "the answer of the image before": lambda logits: np.roll(logits, 1, axis=0),
+    "the sign turned": lambda logits: -logits,
+    "probabilities without a scale": lambda logits: logits * np.float32(0.01),
+    "saturated": lambda logits: np.clip(logits, -1, 1),
+    "the first class suppressed": lambda logits: np.where(
+        np.arange(CLASSES) == logits.argmax(axis=1)[:, None], np.float32(0), logits
+    ),
+    "one image in five wrong": lambda logits: np.where((np.arange(len(logits)) % 5 == 0)[:, None], -logits, logits),
+    "the second half of the probes wrong": lambda logits: np.concatenate([logits[:500], -logits[500:]]),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_no_defect_passes(defect: str) -> None:
+    row = measured(DEFECTS[defect](probes()[0]))
+    assert row.verdict == "FAIL"
+    assert all(gate.explanation for gate in row.gates)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_single_broken_output_fails_and_is_counted(value: float) -> None:
+    row = measured(with_value(value)(probes()[0]), Gates())
+    assert row.verdict == "FAIL"
+    assert row.gates[0].explanation == "NaN or infinity in the output for 1 of 1000 probes"
+
+
+def test_a_good_student_with_quantization_noise_passes() -> None:
+    assert measured(noise(0.3)(probes()[0])).verdict == "PASS"
+
+
+# Probes
+
+
+def test_confident_probes_of_every_class_are_adequate() -> None:
+    adequacy = fidelity.assess_adequacy(*probes(), CLASSES)
+    assert adequacy.adequate
+    assert adequacy.reasons == ()
+    assert adequacy.classes_seen == CLASSES
+    assert adequacy.largest_class_share == 0.1
+    assert adequacy.on_target == fidelity.proportion(500, 500)
+    assert adequacy.median_confidence > 0.95
+
+
+def test_the_confidence_is_that_of_the_probes_made_for_a_class() -> None:
+    logits, targets, kinds = probes()
+    flat = np.where((kinds == "mixed")[:, None], logits / 100, logits)
+    before, after = (fidelity.assess_adequacy(x, targets, kinds, CLASSES) for x in (logits, flat))
+    assert before.median_confidence == after.median_confidence
+
+
+def test_up_to_nineteen_classes_every_class_must_be_named() -> None:
+    logits, targets, kinds = probes(classes=19)
+    logits[:, 18] = -20
+    adequacy = fidelity.assess_adequacy(logits, targets, kinds, 19)
+    assert not adequacy.adequate
+    assert adequacy.reasons == ("the teacher names only 18 of 19 classes on them",)
+
+
+def test_collapsed_probes_are_inadequate_although_a_few_name_the_other_classes() -> None:
+    logits, targets, kinds = probes()
+    logits[20:, 0] += 50
+    adequacy = fidelity.assess_adequacy(logits, targets, kinds, CLASSES)
+    assert adequacy.classes_seen == CLASSES
+    assert adequacy.reasons == ("the teacher gives one and the same answer to 98.2 % of them",)
+
+
+def test_unsure_probes_are_inadequate() -> None:
+    adequacy = fidelity.assess_adequacy(*probes(margin=2.5), CLASSES)
+    assert len(adequacy.reasons) == 1
+    assert adequacy.reasons[0].startswith("the teacher's median confidence on those made for a class is ")
+    assert adequacy.reasons[0].endswith("below 55.0 %")  # (1 + 1/10) / 2
+
+
+def test_probes_none_of_which_was_made_for_a_class_are_inadequate() -> None:
+    logits, targets, kinds = probes()
+    adequacy = fidelity.assess_adequacy(logits, targets, np.full_like(kinds, "mixed"), CLASSES)
+    assert adequacy.median_confidence == 0
+    assert not adequacy.adequate
+
+
+def test_copies_of_few_images_are_inadequate() -> None:
+    logits, targets, kinds = probes()
+    copies = logits[np.arange(PROBES) % CLASSES]
+    adequacy = fidelity.assess_adequacy(copies, targets, kinds, CLASSES)
+    assert adequacy.reasons == ("only 1.0 % of them differ from each other",)
+
+
+def test_a_teacher_that_answers_with_nan_makes_the_probes_inadequate() -> None:
+    logits, targets, kinds = probes()
+    logits[0, 0] = np.nan
+    adequacy = fidelity.assess_adequacy(logits, targets, kinds, CLASSES)
+    assert adequacy.reasons == ("the teacher itself answers 1 of them with NaN or infinity",)
+
+
+def test_no_probes_are_inadequate() -> None:
+    logits, targets, kinds = probes()
+    assert not fidelity.assess_adequacy(logits[:0], targets[:0], kinds[:0], CLASSES).adequate
+
+
+# The verdict
+
+ADEQUATE = fidelity.assess_adequacy(*probes(), CLASSES)
+INADEQUATE = ADEQUATE.model_copy(update={"adequate": False, "reasons": ("the teacher names only 2 of 10 classes",)})
+
+
+def test_the_shipped_artifact_decides_and_the_others_do_not() -> None:
+    shipped = measured(wrong_on(0))
+    other = measured(wrong_on(900)).model_copy(update={"artifact": "student.onnx"})
+    assert fidelity.overall_verdict([other, shipped], "student.int8.onnx", ADEQUATE) == "PASS"
+    assert fidelity.overall_verdict([other, shipped], "student.onnx", ADEQUATE) == "FAIL"
+
+
+def test_an_artifact_that_was_not_measured_cannot_be_judged() -> None:
+    with pytest.raises(ValueError, match=r"student\.fp16\.onnx is not in the ledger"):
+        fidelity.overall_verdict([measured(wrong_on(0))], "student.fp16.onnx", ADEQUATE)
+
+
+@pytest.mark.parametrize("wrong", [0, 90, 900])
+def test_inadequate_probes_are_inconclusive_whatever_the_agreement(wrong: int) -> None:
+    row = measured(wrong_on(wrong), Gates(min_agreement=0.9))
+    assert fidelity.overall_verdict([row], row.artifact, INADEQUATE) == "INCONCLUSIVE"
+
+
+def test_a_broken_output_or_an_excess_size_fails_even_on_inadequate_probes() -> None:
+    for row in (measured(with_value(np.nan)(probes()[0])), measured(wrong_on(0), size_bytes=2_000_000)):
+        assert fidelity.overall_verdict([row], row.artifact, INADEQUATE) == "FAIL"
+
+
+def test_the_sentence_of_a_pass_says_what_it_rests_on() -> None:
+    assert fidelity.verdict_sentence(validated(measured(wrong_on(30), Gates(min_agreement=0.9)), ADEQUATE)) == (
+        "PASS: student.int8.onnx gives the teacher's answer on 97.0 % of 1,000 held-out synthetic probes, and the "
+        "whole 95 % interval, 95.7 % to 97.8 %, reaches the required 90 %."
+    )
+
+
+def test_the_sentence_of_a_failure_names_only_the_gates_that_did_not_pass() -> None:
+    assert fidelity.verdict_sentence(validated(measured(wrong_on(0), size_bytes=2_000_000), ADEQUATE)) == (
+        "FAIL: student.int8.onnx gives the teacher's answer on 100.0 % of 1,000 held-out synthetic probes, but a "
+        "size of 2 MB is over the allowed 1 MB."
+    )
+
+
+def test_the_sentence_about_inadequate_probes_says_why_they_are() -> None:
+    assert fidelity.verdict_sentence(validated(measured(wrong_on(0)), INADEQUATE)) == (
+        "INCONCLUSIVE: student.int8.onnx gives the teacher's answer on 100.0 % of 1,000 held-out synthetic probes, but "
+        "the probes cannot carry a verdict, because the teacher names only 2 of 10 classes."
+    )
+
+
+def test_the_records_survive_a_trip_through_json() -> None:
+    record = validated(measured(with_value(np.nan)(probes()[0])), INADEQUATE)
+    assert record.ledger[0].mean_kl == np.inf
+    assert ValidateRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_proportion_carries_its_wilson_interval() -> None:
+    low, high = metrics.wilson_interval(9, 10)
+    assert fidelity.proportion(9, 10) == Proportion(value=0.9, low=low, high=high, total=10)
