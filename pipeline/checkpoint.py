@@ -1,0 +1,86 @@
+"""Checkpoints of the long stage, without pickle: tensors as safetensors, numbers as JSON, every file with its SHA-256."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from compress.exporters.bundle import sha256_of, write_file
+
+INDEX = "checkpoint.json"
+
+
+def save_checkpoint(folder: Path, round_number: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+    """Write a checkpoint after a round; the index is written last, then files that it no longer names are removed."""
+    path = folder / f"checkpoint-{round_number:05}.safetensors"
+    write_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    index = _read_index(folder) or {"pool": {}}
+    chunks = {name: sha for name, sha in index["pool"].items() if (folder / name).exists()}
+    chunks |= {chunk.name: sha256_of(chunk) for chunk in folder.glob("pool-*.safetensors") if chunk.name not in chunks}
+    content = {"round": round_number, "file": path.name, "sha256": sha256_of(path), "pool": chunks, "numbers": numbers}
+    write_file(folder / INDEX, json.dumps(content).encode())
+    _remove(old for old in folder.glob("checkpoint-*.safetensors") if old != path)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """The last round that was saved, its tensors and numbers; None when there is none or a file is damaged."""
+    index = _read_index(folder)
+    if index is None:
+        return None
+    files = {index["file"]: index["sha256"], **index["pool"]}
+    if any(not (folder / name).exists() or sha256_of(folder / name) != sha for name, sha in files.items()):
+        return None
+    # A chunk that the index does not name was written by a round that never finished.
+    _remove(chunk for chunk in folder.glob("pool-*.safetensors") if chunk.name not in index["pool"])
+    return index["round"], load((folder / index["file"]).read_bytes()), index["numbers"]
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete all that belongs to checkpoints, once the stage is done."""
+    _remove([*folder.glob("checkpoint*"), *folder.glob("pool-*.safetensors")])
+
+
+def momentum_of(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
+    """The momentum buffers by position of their parameter."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    buffers = {
+        str(index): optimiser.state[parameter].get("momentum_buffer") for index, parameter in enumerate(parameters)
+    }
+    return {index: buffer for index, buffer in buffers.items() if buffer is not None}
+
+
+def restore_momentum(optimiser: torch.optim.SGD, buffers: Mapping[str, Tensor]) -> None:
+    """Put back what `momentum_of` took."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for index, buffer in buffers.items():
+        parameter = parameters[int(index)]
+        optimiser.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under `prefix.name`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `prefix.`, without it."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
+    }
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()

@@ -1,0 +1,290 @@
+"""The NAYER loop: images are synthesised, the student learns from the teacher on them, and again.
+
+Every round is a function of the state before it and of a seed derived from the round's number, so a run that was
+stopped and continued gives the same bits as one that was not, without any random state being stored.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from compress.exporters.bundle import write_file
+from compress.pipeline.checkpoint import (
+    load_checkpoint,
+    momentum_of,
+    prefixed,
+    remove_checkpoint,
+    restore_momentum,
+    save_checkpoint,
+    under,
+)
+from compress.pipeline.device import Compute, derived_seed
+from compress.pipeline.learner import Learner, Monitor
+from compress.pipeline.probes import held_out_images, make_probes, teacher_logits
+from compress.pipeline.progress import Progress
+from compress.pipeline.records import DistillRecord, HistoryPoint
+from compress.pipeline.schedule import Schedule, Speed, cosine, plan_schedule, seconds_for
+from compress.pipeline.settings import Settings
+from compress.pipeline.stages import SECONDS_FILE
+from compress.pipeline.students import StudentPlan
+from compress.pipeline.synthesis.losses import Statistics
+from compress.pipeline.synthesis.pool import ImagePool, as_float
+from compress.pipeline.synthesis.synthesiser import Synthesiser
+from compress.pipeline.teacher import Teacher
+
+STUDENT_FILE, POOL_FILE, PROBES_FILE = "student.safetensors", "pool.safetensors", "probes.npz"
+
+
+class Distillation:
+    """All that a run of the loop holds, and how it is saved and put back."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        embeddings: Tensor,
+        plan: StudentPlan,
+        settings: Settings,
+        compute: Compute,
+        folder: Path,
+    ) -> None:
+        self.settings, self.compute, self.folder = settings, compute, folder
+        self.learner = Learner(teacher, plan, settings, compute)
+        torch.manual_seed(derived_seed(settings.seed, "generator"))
+        self.synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
+        self.pool = ImagePool(settings.distill.pool_limit)
+        self.best: dict[str, Tensor] = {}
+        self.best_agreement = -1.0
+        self.history: list[HistoryPoint] = []
+
+    def run_round(self, number: int, schedule: Schedule, monitor: Monitor, epoch: float) -> HistoryPoint:
+        """One round: fresh images into the pool; after the warm-up also steps of the student.
+
+        `epoch` is when distillation began by the monotonic clock, pauses left out.
+        """
+        settings, learner = self.settings.distill, self.learner
+        torch.manual_seed(derived_seed(self.settings.seed, "round", number))
+        learning = number - schedule.warmup_rounds
+        life = self.settings.synthesis.generator_life
+        if number > 0 and (number % life == 0 if learning < 0 else learning % life == 0):
+            self.synthesiser.renew()
+        synthesis_loss = self._fill_pool(number, learning >= 0)
+        kd_loss, agreement = float("nan"), None
+        if learning == 0:
+            learner.recalibrate(self.pool.images)
+        if learning >= 0:
+            losses = [learner.step(*lesson) for lesson in self._lessons(learning, schedule.rounds)]
+            kd_loss = torch.stack(losses).mean().item()
+            agreement = monitor.agreement(learner.average)
+            self._keep_best(agreement)
+        return HistoryPoint(
+            round=number,
+            kd_steps=max(learning + 1, 0) * settings.kd_steps,
+            pool_images=len(self.pool),
+            synthesis_loss=synthesis_loss,
+            kd_loss=kd_loss,
+            monitor_agreement=agreement,
+            seconds=round(time.monotonic() - epoch, 3),
+        )
+
+    def save(self, number: int) -> None:
+        """Write a checkpoint after round `number`."""
+        generator = self.synthesiser.generator.state_dict()
+        running = self.synthesiser.running or []
+        tensors = {
+            **prefixed("student", self.learner.student.state_dict()),
+            **prefixed("average", self.learner.average.state_dict()),
+            **prefixed("momentum", momentum_of(self.learner.optimiser)),
+            **prefixed("generator", generator),
+            **prefixed("best", self.best),
+            **{
+                f"running.{index:04}.{name}": getattr(value, name)
+                for index, value in enumerate(running)
+                for name in Statistics._fields
+            },
+        }
+        numbers = {
+            "best_agreement": self.best_agreement,
+            "history": [point.model_dump(mode="json") for point in self.history],
+            "threads": torch.get_num_threads(),
+        }
+        save_checkpoint(self.folder, number, tensors, numbers)
+
+    def restore(self) -> int:
+        """Continue from the last checkpoint; returns the first round to run."""
+        found = load_checkpoint(self.folder)
+        if found is None or found[2]["threads"] != torch.get_num_threads():
+            remove_checkpoint(self.folder)
+            return 0
+        number, tensors, numbers = found
+        device = self.compute.device
+        self.learner.student.load_state_dict(under("student", tensors))
+        self.learner.average.load_state_dict(under("average", tensors))
+        restore_momentum(self.learner.optimiser, under("momentum", tensors))
+        self.synthesiser.generator.load_state_dict(under("generator", tensors))
+        self.best = {name: tensor.to(device) for name, tensor in under("best", tensors).items()}
+        running = under("running", tensors)
+        layers = sorted({name.partition(".")[0] for name in running})
+        self.synthesiser.running = [
+            Statistics(*(running[f"{layer}.{name}"].to(device) for name in Statistics._fields)) for layer in layers
+        ] or None
+        self.best_agreement = numbers["best_agreement"]
+        self.history = [HistoryPoint.model_validate(point) for point in numbers["history"]]
+        for chunk in sorted(self.folder.glob("pool-*.safetensors")):
+            made = load_file(chunk)
+            self.pool.add(made["images"].to(device), made["targets"].to(device))
+        return number + 1
+
+    def _fill_pool(self, number: int, learning: bool) -> float:
+        settings = self.settings.distill
+        student = self.learner.student if learning else None
+        made = [
+            self.synthesiser.make(student) for _ in range(settings.batches if learning else settings.warmup_batches)
+        ]
+        images, targets = (
+            torch.cat(parts) for parts in ([batch.images for batch in made], [batch.targets for batch in made])
+        )
+        self.pool.add(images, targets)
+        chunk = self.folder / f"pool-{number:05}.safetensors"
+        save_file({"images": images.cpu().contiguous(), "targets": targets.cpu()}, chunk)
+        return sum(batch.loss for batch in made) / len(made)
+
+    def _lessons(self, learning: int, rounds: int) -> Iterator[tuple[Tensor, float]]:
+        settings = self.settings.distill
+        steps = rounds * settings.kd_steps
+        for step in range(learning * settings.kd_steps, (learning + 1) * settings.kd_steps):
+            images = self.synthesiser.augmentation(self.pool.sample(settings.batch_size))
+            yield (
+                images.contiguous(memory_format=torch.channels_last),
+                cosine(step, steps, self.learner.first_rate, settings.final_learning_rate),
+            )
+
+    def _keep_best(self, agreement: float) -> None:
+        """Later moments win ties: they saw more images."""
+        if agreement >= self.best_agreement:
+            self.best_agreement = agreement
+            self.best = {name: tensor.clone() for name, tensor in self.learner.average.state_dict().items()}
+
+
+def distill(
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    settings: Settings,
+    compute: Compute,
+    folder: Path,
+    progress: Progress,
+    budget_seconds: float | None = None,
+) -> DistillRecord:
+    """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
+
+    Writes `student.safetensors`, `pool.safetensors` and `probes.npz`.
+
+    Args:
+        embeddings: label-text embeddings `[num_classes, dimension]`.
+        budget_seconds: time for this stage; None runs the rounds of the settings.
+    """
+    teacher = teacher.to(compute.device, torch.channels_last)
+    started = time.monotonic()
+    schedule = _schedule(folder, teacher, embeddings, plan, settings, compute, budget_seconds)
+    monitor = _monitor(teacher, embeddings, settings, compute, folder)
+    run = Distillation(teacher, embeddings, plan, settings, compute, folder)
+    first = run.restore()
+    spent = run.history[-1].seconds if run.history else 0.0
+    notes: tuple[str, ...] = ()
+    for number in range(first, schedule.total):
+        run.history.append(run.run_round(number, schedule, monitor, started - spent))
+        run.save(number)
+        write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
+        progress.advance(number + 1, schedule.total, _figures(run.history[-1]))
+        if schedule.deadline is not None and run.history[-1].seconds > schedule.deadline and run.best:
+            notes = (f"The budget ended distillation after {number + 1} of {schedule.total} planned rounds.",)
+            break
+    return _finish(run, teacher, embeddings, plan, notes)
+
+
+def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings: Settings, compute: Compute) -> Speed:
+    """Time the two kinds of work with a synthesiser and a learner that are thrown away."""
+    learner = Learner(teacher, plan, settings, compute)
+    one_step = settings.synthesis.model_copy(update={"steps": 1})
+    synthesiser = Synthesiser(teacher, embeddings, one_step, compute)
+    images = as_float(synthesiser.make().images)
+    batch = images.repeat(-(-settings.distill.batch_size // len(images)), 1, 1, 1)[: settings.distill.batch_size]
+    steps = settings.synthesis.steps
+    return Speed(
+        synthesis=steps * seconds_for(synthesiser.make, compute),
+        adversarial_synthesis=steps * seconds_for(lambda: synthesiser.make(learner.student), compute),
+        kd_step=seconds_for(lambda: learner.step(batch, learner.first_rate), compute),
+    )
+
+
+def _schedule(
+    folder: Path,
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    settings: Settings,
+    compute: Compute,
+    budget_seconds: float | None,
+) -> Schedule:
+    """The rounds to run; a plan that was made from a measurement is kept, since the next measurement would differ."""
+    path = folder / "schedule.json"
+    if path.exists():
+        return Schedule.model_validate_json(path.read_bytes())
+    speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
+    schedule = plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
+    write_file(path, schedule.model_dump_json().encode())
+    return schedule
+
+
+def _monitor(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute, folder: Path) -> Monitor:
+    """Made once, by seeds of its own; kept with the checkpoints."""
+    path = folder / "checkpoint-monitor.safetensors"
+    if not path.exists():
+        images, targets = held_out_images(
+            teacher,
+            embeddings,
+            settings,
+            compute,
+            purpose="monitor",
+            batches=settings.probes.monitor_batches,
+            generators=1,
+        )
+        write_file(path, save({"images": images.cpu().contiguous(), "targets": targets.cpu()}))
+    images = load_file(path)["images"].to(compute.device)
+    return Monitor(images, teacher_logits(teacher, images).argmax(1))
+
+
+def _finish(
+    run: Distillation, teacher: Teacher, embeddings: Tensor, plan: StudentPlan, notes: tuple[str, ...]
+) -> DistillRecord:
+    """Write the stage's files, then drop what was only for continuing."""
+    save_file({name: tensor.cpu().contiguous() for name, tensor in run.best.items()}, run.folder / STUDENT_FILE)
+    run.pool.save(run.folder / POOL_FILE)
+    probes = make_probes(teacher, embeddings, run.settings, run.compute)
+    probes.save(run.folder / PROBES_FILE)
+    remove_checkpoint(run.folder)
+    learned = [point for point in run.history if point.monitor_agreement is not None]
+    return DistillRecord(
+        student=plan.name,
+        spec=plan.spec.model_dump(mode="json"),
+        inherited=plan.inherited,
+        parameters=plan.parameters,
+        warmup_rounds=len(run.history) - len(learned),
+        rounds=len(learned),
+        kd_steps=run.history[-1].kd_steps,
+        pool_images=len(run.pool),
+        probes=len(probes.images),
+        monitor_agreement=run.best_agreement,
+        history=tuple(run.history),
+        notes=notes,
+    )
+
+
+def _figures(point: HistoryPoint) -> str:
+    if point.monitor_agreement is None:
+        return f"warm-up, synthesis loss {point.synthesis_loss:.2f}"
+    return f"loss {point.kd_loss:.3f}, probe agreement {point.monitor_agreement:.1%}"

@@ -1,0 +1,109 @@
+"""The student while it learns: steps against the teacher, the running average that is shipped, the monitor."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compress.pipeline.device import Compute, derived_seed, on_device
+from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.networks.resnet import ResNet
+from compress.pipeline.settings import Settings
+from compress.pipeline.students import StudentPlan, build_student
+from compress.pipeline.synthesis.losses import distillation, stage_matching
+from compress.pipeline.synthesis.pool import as_float
+from compress.pipeline.teacher import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """Held-out images that the best moment of the student is chosen on."""
+
+    images: Tensor
+    teacher_classes: Tensor
+
+    @torch.no_grad()
+    def agreement(self, student: nn.Module) -> float:
+        """Share of images on which the student names the teacher's class."""
+        student.eval()
+        classes = torch.cat([student(as_float(batch)).argmax(1) for batch in torch.split(self.images, 256)])
+        return (classes == self.teacher_classes).float().mean().item()
+
+
+class Learner:
+    """The student, the running average of its weights that is shipped, and its optimiser."""
+
+    def __init__(self, teacher: Teacher, plan: StudentPlan, settings: Settings, compute: Compute) -> None:
+        torch.manual_seed(derived_seed(settings.seed, "student"))
+        self.teacher, self.settings, self.compute = teacher, settings.distill, compute
+        self.student = on_device(build_student(plan, teacher), compute)
+        self.average = on_device(build_student(plan, teacher), compute)
+        self.average.load_state_dict(self.student.state_dict())
+        self.first_rate = self.settings.inherited_learning_rate if plan.inherited else self.settings.learning_rate
+        self.match_stages = self.settings.stage_weight > 0 and _same_stages(teacher, plan)
+        self.optimiser = torch.optim.SGD(
+            self.student.parameters(), self.first_rate, self.settings.momentum, weight_decay=self.settings.weight_decay
+        )
+
+    def step(self, images: Tensor, rate: float) -> Tensor:
+        """One step on images `[N, C, H, W]`; returns the loss, a scalar that stays on the device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.student.train()
+        loss = self._loss(images)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimiser.step()
+        self._average_weights()
+        return loss.detach()
+
+    @torch.no_grad()
+    def recalibrate(self, images: Tensor) -> None:
+        """Estimate the student's batch-norm statistics anew: blocks that lost their neighbours see other inputs."""
+        norms = [module for module in self.student.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # A plain average over the batches.
+        self.student.train()
+        for batch in torch.split(images, self.settings.batch_size):
+            self.student(as_float(batch))
+        for norm in norms:
+            norm.momentum = 0.1
+        self.average.load_state_dict(self.student.state_dict())
+
+    def _loss(self, images: Tensor) -> Tensor:
+        temperature = self.settings.temperature
+        with self.compute.autocast():
+            if not self.match_stages:
+                with torch.no_grad():
+                    wanted = self.teacher.logits(images)
+                return distillation(wanted, self.student(images), temperature)
+            with torch.no_grad():
+                wanted, wanted_stages = self.teacher.logits_and_stage_outputs(images)
+            logits, stages = _resnet(self.student).logits_and_stage_outputs(self.student.normalise(images))
+        matching = stage_matching(wanted_stages, stages)
+        return distillation(wanted, logits, temperature) + self.settings.stage_weight * matching
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        decay = self.settings.average_decay
+        for mean, value in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+
+def _resnet(student: Normalised) -> ResNet:
+    if not isinstance(student.network, ResNet):
+        raise TypeError(f"{type(student.network).__name__} has no stages")
+    return student.network
+
+
+def _same_stages(teacher: Teacher, plan: StudentPlan) -> bool:
+    """Whether the student's stages put out the same shapes as the teacher's."""
+    network = teacher.network.network
+    if not isinstance(network, ResNet):
+        return False
+    mine, yours = plan.spec, network.spec
+    return (mine.stem, mine.block, mine.widths) == (yours.stem, yours.block, yours.widths)

@@ -1,0 +1,110 @@
+"""Held-out synthetic images: what the student is judged on, and never trained on.
+
+They come from freshly initialised generators with seeds of their own, so that they share neither weights nor noise with
+what fills the pool.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compress.pipeline.device import Compute, derived_seed
+from compress.pipeline.settings import Settings
+from compress.pipeline.synthesis.augment import Augmentation
+from compress.pipeline.synthesis.pool import as_float
+from compress.pipeline.synthesis.synthesiser import Synthesiser
+from compress.pipeline.teacher import Teacher
+
+KINDS = ("synthesised", "augmented", "mixed")
+
+
+class Probes(NamedTuple):
+    """Images uint8 `[N, C, H, W]`, what the teacher says `[N, K]`, the classes asked for `[N]` and the kind `[N]`."""
+
+    images: NDArray[np.uint8]
+    teacher_logits: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    kind: NDArray[np.str_]
+
+    def save(self, path: Path) -> None:
+        """Write as `npz`, with time stamps that depend on nothing."""
+        np.savez_compressed(path, **self._asdict())
+
+    @classmethod
+    def load(cls, path: Path) -> "Probes":
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(*(arrays[name] for name in cls._fields))
+
+
+def held_out_images(
+    teacher: Teacher,
+    embeddings: Tensor,
+    settings: Settings,
+    compute: Compute,
+    *,
+    purpose: str,
+    batches: int,
+    generators: int,
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training.
+
+    Each generator's first batch is thrown away: an untrained one makes images that no class claims.
+    """
+    made: list[tuple[Tensor, Tensor]] = []
+    for number, share in enumerate(_shares(batches, generators)):
+        torch.manual_seed(derived_seed(settings.seed, purpose, number))
+        synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
+        synthesiser.make()
+        made += [synthesiser.make()[:2] for _ in range(share)]
+    return torch.cat([images for images, _ in made]), torch.cat([targets for _, targets in made])
+
+
+def make_probes(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute) -> Probes:
+    """The probes of the verdict: half of them as synthesised, a quarter shifted and mirrored, a quarter mixed in pairs."""
+    images, targets = held_out_images(
+        teacher,
+        embeddings,
+        settings,
+        compute,
+        purpose="probes",
+        batches=settings.probes.batches,
+        generators=settings.probes.generators,
+    )
+    torch.manual_seed(derived_seed(settings.seed, "probe kinds"))
+    kind = np.array(KINDS)[np.array([0, 1, 0, 2])[torch.randperm(len(images)).numpy() % 4]]
+    floats = as_float(images)
+    augment = Augmentation.for_input(teacher.record.input, settings.synthesis)
+    augmented, mixed = (torch.from_numpy(kind == name) for name in KINDS[1:])
+    floats[augmented] = augment(floats[augmented])
+    floats[mixed] = mix(floats[mixed])
+    final = (floats * 255).round().to(torch.uint8)
+    return Probes(
+        images=final.cpu().contiguous().numpy(),
+        teacher_logits=teacher_logits(teacher, final).cpu().numpy(),
+        targets=targets.cpu().numpy(),
+        kind=kind,
+    )
+
+
+def mix(images: Tensor) -> Tensor:
+    """Each image `[N, C, H, W]` blended with its successor, a share of 0.3 to 0.7 of itself: between two classes."""
+    share = (0.3 + 0.4 * torch.rand(len(images), 1, 1, 1)).to(images.device)
+    return share * images + (1 - share) * images.roll(1, dims=0)
+
+
+@torch.no_grad()
+def teacher_logits(teacher: Teacher, images: Tensor, batch_size: int = 256) -> Tensor:
+    """The teacher's logits `[N, K]` in float32 for uint8 images `[N, C, H, W]`."""
+    return torch.cat([teacher.logits(as_float(batch)) for batch in torch.split(images, batch_size)])
+
+
+def _shares(batches: int, generators: int) -> Sequence[int]:
+    """`batches` dealt out to at most `generators`: `_shares(5, 2) = [3, 2]`."""
+    generators = min(batches, generators)
+    return [batches // generators + (number < batches % generators) for number in range(generators)]

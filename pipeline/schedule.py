@@ -1,0 +1,93 @@
+"""How many rounds: the recipe's, or as many as a time budget holds."""
+
+import math
+import time
+from collections.abc import Callable
+
+from compress.pipeline.device import Compute
+from compress.pipeline.records import Record
+from compress.pipeline.settings import DistillSettings, ProbeSettings
+
+SAFETY = 0.9
+"""Share of the budget that is planned for: machines slow down, and a plan that is cut short never cools its student."""
+
+
+class Speed(Record):
+    """Seconds on this machine for one batch of synthesis, with and without the student's answers, and one student step."""
+
+    synthesis: float
+    adversarial_synthesis: float
+    kd_step: float
+
+
+class Schedule(Record):
+    """Rounds of warm-up and of learning, and what they are expected to take."""
+
+    warmup_rounds: int
+    rounds: int
+    deadline: float | None
+    """Seconds into distillation after which no further round is begun; None without a budget."""
+
+    @property
+    def total(self) -> int:
+        return self.warmup_rounds + self.rounds
+
+
+def expected_seconds(schedule: Schedule, speed: Speed, settings: DistillSettings, probes: ProbeSettings) -> float:
+    """Seconds for the whole of distillation, held-out images included."""
+    return (
+        synthesis_batches_held_out(probes) * speed.synthesis
+        + schedule.warmup_rounds * _warmup_seconds(speed, settings)
+        + schedule.rounds * _round_seconds(speed, settings)
+    )
+
+
+def synthesis_batches_held_out(probes: ProbeSettings) -> int:
+    """Batches for monitor and probes: each fresh generator also makes one that is thrown away."""
+    return probes.batches + min(probes.generators, probes.batches) + probes.monitor_batches + 1
+
+
+def plan_schedule(
+    settings: DistillSettings, probes: ProbeSettings, speed: Speed | None, budget_seconds: float | None
+) -> Schedule:
+    """The recipe's rounds without a budget; else as many as fit, the warm-up cut to a quarter of the time at most.
+
+    At least one round of each is always run.
+    """
+    if speed is None or budget_seconds is None:
+        return Schedule(warmup_rounds=settings.warmup_rounds, rounds=settings.rounds, deadline=None)
+    usable = SAFETY * budget_seconds - synthesis_batches_held_out(probes) * speed.synthesis
+    a_warmup = _warmup_seconds(speed, settings)
+    warmup = min(settings.warmup_rounds, max(1, math.floor(usable / 4 / a_warmup)))
+    rounds = max(1, math.floor((usable - warmup * a_warmup) / _round_seconds(speed, settings)))
+    reserve = (probes.batches + probes.generators) * speed.synthesis
+    return Schedule(warmup_rounds=warmup, rounds=rounds, deadline=max(budget_seconds - reserve, 0.0))
+
+
+def _warmup_seconds(speed: Speed, settings: DistillSettings) -> float:
+    return settings.warmup_batches * speed.synthesis
+
+
+def _round_seconds(speed: Speed, settings: DistillSettings) -> float:
+    return settings.batches * speed.adversarial_synthesis + settings.kd_steps * speed.kd_step
+
+
+def cosine(step: int, steps: int, first: float, last: float) -> float:
+    """Learning rate at `step` of `steps`: half a cosine from `first` down to `last`.
+
+    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5, without restarts.
+    """
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
+
+
+def seconds_for(work: Callable[[], object], compute: Compute, repeats: int = 3) -> float:
+    """Mean wall time of one call over `repeats`, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        compute.synchronise()
+        started = time.perf_counter()
+        work()
+        compute.synchronise()
+        times.append(time.perf_counter() - started)
+    return sum(times) / len(times)

@@ -1,0 +1,1 @@
+"""Images from class names: generator, losses, augmentation and the pool."""

@@ -1,0 +1,82 @@
+"""The losses of synthesis and of distillation, as pure functions.
+
+Source: NAYER (Tran et al., CVPR 2024, arXiv 2310.00258) and its published code; the batch-norm term is DeepInversion's
+(Yin et al., CVPR 2020), the masked adversarial term comes from the same line of work (Fang et al., CMI and Fast-Datafree).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Statistics(NamedTuple):
+    """Mean and variance `[C]` of one layer's input over images and pixels."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def batch_statistics(features: Tensor) -> Statistics:
+    """Mean and biased variance `[C]` of features `[N, C, H, W]`, in float32."""
+    variance, mean = torch.var_mean(features.float(), dim=(0, 2, 3), correction=0)
+    return Statistics(mean, variance)
+
+
+def blend(new: Statistics, old: Statistics, momentum: float) -> Statistics:
+    """`(1 - momentum) * new + momentum * old`."""
+    return Statistics(*(torch.lerp(before, now, 1 - momentum) for now, before in zip(new, old, strict=True)))
+
+
+def batch_norm_matching(matched: Sequence[Statistics], wanted: Sequence[Statistics]) -> Tensor:
+    """Sum over layers of `||wanted mean - mean||_2 + ||wanted variance - variance||_2`; a scalar.
+
+    The norms are not squared and not weighted by layer. Source: NAYER's code, equation of `L_bn`.
+    """
+    terms = [
+        torch.linalg.vector_norm(want.mean - have.mean) + torch.linalg.vector_norm(want.variance - have.variance)
+        for have, want in zip(matched, wanted, strict=True)
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def one_hot(teacher_logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the teacher's logits `[N, K]` with the classes `[N]` that were asked for; a scalar."""
+    return F.cross_entropy(teacher_logits.float(), targets)
+
+
+def adversarial(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """`-mean_n 1[argmax S = argmax T] KL(p_T || p_S)` of logits `[N, K]`, at temperature 1; a scalar.
+
+    Drives the generator to images on which the student still answers as the teacher does, yet less surely. The mean
+    runs over all images, the masked ones counting as zero; gradients reach the images through both networks.
+    """
+    teacher, student = (F.log_softmax(logits.float(), dim=1) for logits in (teacher_logits, student_logits))
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+    agree = teacher_logits.argmax(dim=1) == student_logits.argmax(dim=1)
+    return -(divergence * agree).mean()
+
+
+def distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """`T^2 KL(softmax(t / T) || softmax(s / T))` of logits `[N, K]`, mean over images; a scalar.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    """
+    teacher, student = (
+        F.log_softmax(logits.float() / temperature, dim=1) for logits in (teacher_logits, student_logits)
+    )
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def stage_matching(teacher_stages: Sequence[Tensor], student_stages: Sequence[Tensor]) -> Tensor:
+    """Sum over stages of the mean squared difference over the teacher's mean square; a scalar.
+
+    Both lists hold `[N, C_s, H_s, W_s]`. The quotient makes stages of different scale count alike.
+    """
+    terms = [
+        F.mse_loss(student.float(), teacher.float()) / teacher.float().square().mean().clamp_min(1e-12)
+        for teacher, student in zip(teacher_stages, student_stages, strict=True)
+    ]
+    return torch.stack(terms).sum()

@@ -1,0 +1,45 @@
+"""The pool of synthetic images that the student learns from."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class ImagePool:
+    """Images `[N, C, H, W]` uint8 and the classes `[N]` they were made for, on one device; the oldest leave first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.images = torch.empty(0, dtype=torch.uint8)
+        self.targets = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def add(self, images: Tensor, targets: Tensor) -> None:
+        """Append a batch."""
+        self.images = torch.cat([self.images, images])[-self.limit :] if len(self) else images
+        self.targets = torch.cat([self.targets, targets])[-self.limit :] if len(self.targets) else targets
+
+    def sample(self, count: int) -> Tensor:
+        """Random images `[count, C, H, W]` as float32 in [0, 1], drawn with replacement by torch's global generator."""
+        index = torch.randint(len(self), (count,)).to(self.images.device)
+        return as_float(self.images[index])
+
+    def save(self, path: Path) -> None:
+        """Write images and targets as one safetensors file."""
+        save_file({"images": self.images.cpu().contiguous(), "targets": self.targets.cpu()}, path)
+
+    @classmethod
+    def load(cls, path: Path, limit: int = 2**62) -> "ImagePool":
+        """Read what `save` wrote."""
+        pool, tensors = cls(limit), load_file(path)
+        pool.add(tensors["images"], tensors["targets"])
+        return pool
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [0, 1], laid out as convolutions like it."""
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,128 @@
+"""Makes batches of images: a generator trained for a few steps against the frozen teacher.
+
+Source: NAYER (Tran et al., CVPR 2024), algorithm 1, and its published code for batch-norm momentum and selection.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from compress.pipeline.device import Compute, on_device
+from compress.pipeline.settings import SynthesisSettings
+from compress.pipeline.synthesis.augment import Augmentation
+from compress.pipeline.synthesis.generator import Generator, balanced_targets, noisy_layers_for
+from compress.pipeline.synthesis.losses import (
+    Statistics,
+    adversarial,
+    batch_norm_matching,
+    batch_statistics,
+    blend,
+    one_hot,
+)
+from compress.pipeline.teacher import Teacher
+
+
+class SyntheticBatch(NamedTuple):
+    """Images `[N, C, H, W]` uint8, the classes `[N]` they were made for, and the loss of the step that they are from."""
+
+    images: Tensor
+    targets: Tensor
+    loss: float
+
+
+class Synthesiser:
+    """A generator, the optimiser of the moment, and the running batch statistics that outlive the generator.
+
+    Everything random comes from torch's global generator: seed it, and the same images come out.
+    """
+
+    def __init__(self, teacher: Teacher, embeddings: Tensor, settings: SynthesisSettings, compute: Compute) -> None:
+        self.teacher = teacher
+        self.settings = settings
+        self.compute = compute
+        self.embeddings = embeddings.to(compute.device)
+        self.augmentation = Augmentation.for_input(teacher.record.input, settings)
+        self.wanted = [Statistics(layer.mean, layer.variance) for layer in teacher.bn_statistics]
+        self.running: list[Statistics] | None = None
+        self.generator = self._fresh_generator()
+
+    def renew(self) -> None:
+        """Discard the generator and start a new one."""
+        self.generator = self._fresh_generator()
+
+    def make(self, student: nn.Module | None = None) -> SyntheticBatch:
+        """Draw new noise, train the generator for the recipe's steps, return the images of its best step.
+
+        Args:
+            student: when given, images are also driven to where it is less sure than the teacher.
+        """
+        self.generator.noisy.redraw()
+        targets = balanced_targets(self.settings.batch_size, len(self.embeddings)).to(self.compute.device)
+        optimiser = torch.optim.Adam(self.generator.parameters(), self.settings.learning_rate, betas=(0.5, 0.999))
+        best = SyntheticBatch(torch.empty(0), targets, float("inf"))
+        with _frozen(student):
+            for _ in range(self.settings.steps):
+                images, loss, statistics = self._step(targets, student)
+                if loss.item() < best.loss or not len(best.images):
+                    best = SyntheticBatch(images, targets, loss.item())
+                optimiser.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                optimiser.step()
+        self._remember(statistics)
+        return SyntheticBatch((best.images * 255).round().to(torch.uint8), targets, best.loss)
+
+    def _step(self, targets: Tensor, student: nn.Module | None) -> tuple[Tensor, Tensor, list[Statistics]]:
+        """One forward pass: images, total loss, and the batch's statistics."""
+        settings = self.settings
+        with self.compute.autocast():
+            images = self.generator(targets)
+            augmented = self.augmentation(images).contiguous(memory_format=torch.channels_last)
+            logits, bn_inputs = self.teacher.logits_and_bn_inputs(augmented)
+            student_logits = None if student is None else student(augmented)
+        statistics = [batch_statistics(features) for features in bn_inputs]
+        matching = batch_norm_matching(self._blended(statistics), self.wanted).to(logits.device)
+        loss = settings.batch_norm_weight * matching
+        loss = loss + settings.one_hot_weight * one_hot(logits, targets)
+        if student_logits is not None:
+            loss = loss + settings.adversarial_weight * adversarial(logits, student_logits)
+        return images.detach(), loss, statistics
+
+    def _blended(self, statistics: list[Statistics]) -> list[Statistics]:
+        """Statistics of the batch, mixed with those of the batches before; alone for the very first batch."""
+        if self.running is None:
+            return statistics
+        momentum = self.settings.statistics_momentum
+        return [blend(new, old, momentum) for new, old in zip(statistics, self.running, strict=True)]
+
+    @torch.no_grad()
+    def _remember(self, statistics: list[Statistics]) -> None:
+        self.running = [Statistics(mean.detach(), variance.detach()) for mean, variance in self._blended(statistics)]
+
+    def _fresh_generator(self) -> Generator:
+        record, settings = self.teacher.record, self.settings
+        generator = Generator(
+            self.embeddings.cpu(),
+            (record.input.height, record.input.width),
+            record.input.channels,
+            layers=noisy_layers_for(settings.batch_size, len(self.embeddings), settings.max_noisy_layers),
+            latent=settings.latent,
+            width=settings.generator_width,
+        )
+        return on_device(generator, self.compute).train()
+
+
+@contextmanager
+def _frozen(network: nn.Module | None) -> Iterator[None]:
+    """Evaluate a network without gradients for its weights, then put it back as it was."""
+    if network is None:
+        yield
+        return
+    training = network.training
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.train(training).requires_grad_(True)
