@@ -1,0 +1,361 @@
+"""The `compress` command: reads options, calls one function, prints.
+
+Results go to stdout, everything else to stderr. Nothing heavy is imported before a command needs it.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from compress import __version__
+from compress.pipeline.errors import CompressError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compress.pipeline.records import ValidateRecord
+    from compress.pipeline.run import Delivery
+    from compress.pipeline.settings import Settings
+
+DEFAULT_COMMAND = "run"
+
+
+class RunCommand(TyperCommand):
+    """Presents itself as the bare command, and names the others below its help."""
+
+    def get_usage(self, ctx: Any) -> str:
+        return super().get_usage(ctx).replace(f" {DEFAULT_COMMAND} ", " ", 1)
+
+
+class DefaultGroup(TyperGroup):
+    """`compress teacher.pt ...` runs the pipeline; a first word that is a command runs that."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            args = ["--help"]
+        if args[0] not in self.commands and args[0] != "--version":
+            args = [DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """A known error becomes one sentence, a hint and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _ending(Interrupted("Stopped.", "The same command continues where it was.")) from None
+        except CompressError as error:
+            raise _ending(error) from error
+
+
+app = typer.Typer(cls=DefaultGroup, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+Checkpoint = Annotated[Path, typer.Argument(help="The teacher: a state_dict, training checkpoint or safetensors file.")]
+InputSize = Annotated[int | None, typer.Option(help="Height and width of the teacher's input in pixels.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+OTHER_COMMANDS = """Other commands, each with --help:
+
+[bold]compress inspect[/bold] CHECKPOINT  what a checkpoint is, without running anything
+
+[bold]compress targets[/bold]  the devices and what is produced for each
+
+[bold]compress lint[/bold] FILE --target NAME  check any ONNX file against a device's rules
+
+[bold]compress verify[/bold] FOLDER  check a delivered folder against its manifest
+
+[bold]compress schema[/bold]  the JSON Schema of all settings"""
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Data-free model compression for the edge."""
+    if version:
+        typer.echo(f"compress {__version__}")
+        raise typer.Exit
+
+
+@app.command(DEFAULT_COMMAND, cls=RunCommand, hidden=True, epilog=OTHER_COMMANDS)
+def run_command(
+    checkpoint: Checkpoint,
+    labels: Annotated[Path, typer.Option(help="Class names in the order of the teacher's outputs, one a line.")],
+    target: Annotated[str | None, typer.Option(help="The device, see `compress targets`. Default: jetson.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: <teacher>-<target>.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="How to distil: default or smoke.")] = None,
+    student: Annotated[str | None, typer.Option(help="auto, a name such as resnet20, or inherit-3-3-3.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole command, such as 15m.")] = None,
+    input_size: InputSize = None,
+    mean: Annotated[str | None, typer.Option(help="Normalisation of the teacher, such as 0.485,0.456,0.406.")] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise, such as 0.229,0.224,0.225.")] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="A local folder, or a name in the local cache.")] = None,
+    allow_download: Annotated[bool, typer.Option(help="Let a hub be asked for the text encoder.")] = False,
+    min_agreement: Annotated[float | None, typer.Option(help="Gate: share of probes to agree on.")] = None,
+    allow_inconclusive: Annotated[bool, typer.Option(help="Exit with 0 when the verdict is INCONCLUSIVE.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="A YAML file of settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting, such as distill.rounds=50; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Compress a trained classifier for a device, without data.
+
+    From a checkpoint and its class names alone: a compact student, quantized, exported, and judged against its teacher.
+    Exit codes: 0 passed, 2 usage, 3 unsupported or unsafe input, 4 a gate failed, 5 something is missing,
+    6 no student fits, 130 interrupted (the same command continues).
+    """
+    from compress.pipeline.settings import assignment, merge, resolve_settings
+
+    named = {
+        "target": target,
+        "recipe": recipe,
+        "student.name": student,
+        "budget_seconds": None if budget is None else seconds(budget),
+        "teacher.input_size": input_size,
+        "teacher.mean": None if mean is None else numbers(mean, "--mean"),
+        "teacher.std": None if std is None else numbers(std, "--std"),
+        "embed.text_encoder": text_encoder,
+        "embed.allow_download": allow_download or None,
+        "gates.min_agreement": min_agreement,
+        "device": device,
+        "seed": seed,
+    }
+    command_line = _nested({key: value for key, value in named.items() if value is not None})
+    for text in assignments or []:
+        command_line = merge(command_line, assignment(text))
+    settings = resolve_settings(command_line, environment=os.environ, config=config)
+    console = _console(quiet)
+    if dry_run:
+        _show_plan(checkpoint, labels, settings, console, as_json)
+        return
+    folder = output or Path(f"{checkpoint.stem}-{settings.target}")
+    delivery = _run(checkpoint, labels, folder, settings, console)
+    _print_delivery(delivery, as_json)
+    raise typer.Exit(exit_code(delivery.report.validation, allow_inconclusive))
+
+
+@app.command("inspect")
+def inspect_command(checkpoint: Checkpoint, input_size: InputSize = None, as_json: Json = False) -> None:
+    """Say what a checkpoint is: format, architecture and why, input, classes."""
+    from compress.pipeline.teacher import open_teacher
+
+    record = open_teacher(checkpoint, input_size=input_size).record
+    if as_json:
+        typer.echo(record.model_dump_json(indent=2))
+        return
+    image = record.input
+    _print_facts(
+        {
+            "file": f"{record.file_name}, SHA-256 {record.sha256[:16]}…",
+            "format": record.format,
+            "architecture": record.architecture,
+            "parameters": f"{record.parameters:,}",
+            "classes": str(record.num_classes),
+            "input": f"{image.channels} x {image.height} x {image.width}, mean {image.mean}, std {image.std}",
+            "from": image.source,
+            "batch-norm layers": str(record.batch_norm_layers),
+            "recognised because": "\n".join(record.reasons),
+            "warnings": "\n".join(record.warnings) or "none",
+        }
+    )
+
+
+@app.command("targets")
+def targets_command(as_json: Json = False) -> None:
+    """List the devices and what is produced for each."""
+    from compress.exporters.targets import load_target, target_names
+
+    targets = [load_target(name) for name in target_names()]
+    if as_json:
+        typer.echo(json.dumps([target.model_dump(mode="json") for target in targets], indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("target", "device", "files", "opset", "note", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for target in targets:
+        files = ", ".join(target.precisions) + (f" ({target.int8})" if target.int8 else "")
+        table.add_row(f"[bold]{target.name}[/bold]", target.title, files, str(target.opset), target.note)
+    _stdout().print(table)
+
+
+@app.command("lint")
+def lint_command(
+    file: Annotated[Path, typer.Argument(help="An ONNX file, ours or not.")],
+    target: Annotated[str, typer.Option(help="The device whose rules apply.")] = "jetson",
+    as_json: Json = False,
+) -> None:
+    """Check an ONNX file against what a device accepts; exits with 4 when a rule is broken."""
+    from compress.exporters.lint import lint
+    from compress.exporters.targets import load_target
+
+    findings = lint(file, load_target(target))
+    if as_json:
+        typer.echo(json.dumps([finding.model_dump(mode="json") for finding in findings], indent=2))
+    elif findings:
+        for finding in findings:
+            _print_facts({finding.rule: f"{finding.node}: {finding.message}", "": finding.cure})
+    else:
+        typer.echo(f"{file}: nothing that {target} would refuse.")
+    raise typer.Exit(4 if findings else 0)
+
+
+@app.command("verify")
+def verify_command(folder: Annotated[Path, typer.Argument(help="A delivered folder.")]) -> None:
+    """Check a delivered folder against its manifest; exits with 4 when something differs."""
+    from compress.exporters.bundle import verify_manifest
+
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder '{folder}'.", "Name the folder that `compress` wrote with -o.")
+    problems = verify_manifest(folder)
+    for problem in problems or [f"{folder}: every file is as it was delivered."]:
+        typer.echo(problem)
+    raise typer.Exit(4 if problems else 0)
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of all settings, for editors and CI."""
+    from compress.pipeline.settings import Settings
+
+    typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """The entry point."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `15m` or `1.5h` in seconds.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"'{text}' is no time.", "Write --budget as 90s, 15m or 1.5h.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """`0.5,0.5,0.5` as numbers.
+
+    Raises:
+        UsageError: they are no numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} '{text}' are no numbers.", f"Write {option} 0.5,0.5,0.5.") from None
+
+
+def exit_code(validation: "ValidateRecord", allow_inconclusive: bool) -> int:
+    """0 when the verdict lets the artifacts pass, else 4."""
+    accepted = {"PASS", "INCONCLUSIVE"} if allow_inconclusive else {"PASS"}
+    return 0 if validation.verdict in accepted else 4
+
+
+def _run(checkpoint: Path, labels: Path, folder: Path, settings: "Settings", console: "Console") -> "Delivery":
+    from compress.pipeline.console import ConsoleProgress
+    from compress.pipeline.run import run
+
+    progress = ConsoleProgress(console)
+    try:
+        return run(checkpoint, labels, folder, settings, progress)
+    finally:
+        progress.close()
+
+
+def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
+    from compress.pipeline.report import render_table
+
+    report = delivery.report
+    if as_json:
+        content = {
+            "verdict": report.validation.verdict,
+            "folder": str(delivery.folder),
+            "seconds": round(delivery.seconds, 1),
+            "reused": delivery.reused,
+            "engine": report.export.engine.message,
+            "validation": report.validation.model_dump(mode="json"),
+        }
+        typer.echo(json.dumps(content, indent=2))
+        return
+    stdout = _stdout()
+    stdout.print(render_table(report.validation))
+    stdout.print(report.export.engine.message, highlight=False, markup=False)
+    reused = f", {len(delivery.reused)} of 7 stages reused" if delivery.reused else ""
+    stdout.print(
+        f"[bold]{report.validation.verdict}[/bold]  {delivery.folder}/report.html  "
+        f"[dim]({delivery.seconds:.0f} s{reused})[/dim]",
+        highlight=False,
+    )
+
+
+def _show_plan(checkpoint: Path, labels: Path, settings: "Settings", console: "Console", as_json: bool) -> None:
+    from compress.pipeline.plan import make_plan
+
+    with console.status("measuring this machine"):
+        plan = make_plan(checkpoint, labels, settings)
+    if as_json:
+        typer.echo(plan.model_dump_json(indent=2))
+    else:
+        _print_facts(plan.facts())
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    _stdout().print(table)
+
+
+def _console(quiet: bool) -> "Console":
+    from rich.console import Console
+
+    in_ci = os.environ.get("CI", "").lower() in {"true", "1"}
+    return Console(stderr=True, quiet=quiet, force_terminal=False if in_ci else None, soft_wrap=True)
+
+
+def _stdout() -> "Console":
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    from compress.pipeline.settings import merge, nested
+
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result = merge(result, nested(key.split("."), value))
+    return result
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """A polite request to end is like Ctrl-C: stop now, continue later."""
+    raise KeyboardInterrupt
+
+
+def _ending(error: CompressError) -> typer.Exit:
+    typer.secho(f"compress: {error.message}", err=True, fg="red")
+    if error.hint:
+        typer.echo(error.hint, err=True)
+    return typer.Exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

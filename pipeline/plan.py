@@ -1,0 +1,89 @@
+"""What a run would do, for `--dry-run`: teacher, student, steps and time, nothing written."""
+
+from pathlib import Path
+
+import torch
+
+from compress.exporters.targets import load_target
+from compress.pipeline.device import choose_compute
+from compress.pipeline.distill import speed_here
+from compress.pipeline.labels import check_label_count, read_labels
+from compress.pipeline.lte import embed_labels
+from compress.pipeline.records import Record
+from compress.pipeline.schedule import expected_seconds, plan_schedule
+from compress.pipeline.settings import Settings
+from compress.pipeline.steps import distillation_budget
+from compress.pipeline.students import plan_student
+from compress.pipeline.teacher import open_teacher
+
+
+class Plan(Record):
+    """A run before it happens."""
+
+    teacher: str
+    teacher_parameters: int
+    student: str
+    student_parameters: int
+    inherited: bool
+    classes: int
+    target: str
+    precisions: tuple[str, ...]
+    warmup_rounds: int
+    rounds: int
+    kd_steps: int
+    device: str
+    expected_seconds: float
+    """For distillation, by timing one step of each kind on this machine."""
+
+    def facts(self) -> dict[str, str]:
+        """The plan in words."""
+        ratio = self.student_parameters / self.teacher_parameters
+        origin = "from the teacher's blocks" if self.inherited else "from random weights"
+        return {
+            "teacher": f"{self.teacher}, {self.teacher_parameters:,} parameters, {self.classes} classes",
+            "student": f"{self.student}, {self.student_parameters:,} parameters ({ratio:.0%} of the teacher), {origin}",
+            "target": f"{self.target}: {', '.join(self.precisions)}",
+            "steps": f"{self.warmup_rounds} rounds of warm-up, {self.rounds} of learning, {self.kd_steps:,} student steps",
+            "device": self.device,
+            "expected time": f"about {self.expected_seconds / 60:.1f} min of distillation; then quantization, export, validation",
+        }
+
+
+def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
+    """Open the inputs, choose the student, time this machine.
+
+    Raises:
+        CompressError: as the run itself would.
+    """
+    labels = read_labels(labels_file)
+    compute = choose_compute(settings)
+    teacher = open_teacher(
+        checkpoint, input_size=settings.teacher.input_size, mean=settings.teacher.mean, std=settings.teacher.std
+    )
+    record = teacher.record
+    check_label_count(labels, record.num_classes)
+    student = plan_student(record, settings.student)
+    embed = settings.embed
+    embeddings, _ = embed_labels(
+        labels, encoder=embed.text_encoder, prompt=embed.prompt, allow_download=embed.allow_download
+    )
+    teacher = teacher.to(compute.device, torch.channels_last)
+    speed = speed_here(teacher, torch.from_numpy(embeddings), student, settings, compute)
+    budget = distillation_budget(settings.budget_seconds)
+    schedule = plan_schedule(settings.distill, settings.probes, speed, budget)
+    target = load_target(settings.target)
+    return Plan(
+        teacher=record.architecture,
+        teacher_parameters=record.parameters,
+        student=student.name,
+        student_parameters=student.parameters,
+        inherited=student.inherited,
+        classes=record.num_classes,
+        target=target.title,
+        precisions=target.precisions,
+        warmup_rounds=schedule.warmup_rounds,
+        rounds=schedule.rounds,
+        kd_steps=schedule.rounds * settings.distill.kd_steps,
+        device=compute.title,
+        expected_seconds=round(expected_seconds(schedule, speed, settings.distill, settings.probes), 1),
+    )

@@ -1,0 +1,52 @@
+"""The whole pipeline, in its order: a teacher and its class names in, a verified edge model out."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.exporters.bundle import claim_output_folder, friendly_os_errors
+from compress.pipeline import steps
+from compress.pipeline.delivery import collect, package
+from compress.pipeline.labels import check_label_count, read_labels
+from compress.pipeline.progress import Progress
+from compress.pipeline.report import ReportData
+from compress.pipeline.settings import Settings
+from compress.pipeline.stages import exclusive
+from compress.pipeline.students import plan_student
+from compress.pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """What a run leaves behind."""
+
+    folder: Path
+    report: ReportData
+    reused: tuple[str, ...]
+    """Stages that were not run again."""
+    seconds: float
+
+
+def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, progress: Progress) -> Delivery:
+    """Compress a teacher into `folder`; what an earlier run with the same inputs finished is not done again.
+
+    Raises:
+        CompressError: whatever a user can cause, see `errors.py`.
+    """
+    started = time.monotonic()
+    labels = read_labels(labels_file)
+    space = Workspace(checkpoint, folder, settings, progress)
+    check_label_count(labels, space.teacher.record.num_classes)
+    plan = plan_student(space.teacher.record, settings.student)
+    claim_output_folder(folder)
+    with friendly_os_errors(folder), exclusive(folder / "work"):
+        teacher = steps.intake(space)
+        embedding = steps.embed(space, labels)
+        student = steps.distill(space, plan)
+        quantized = steps.quantize(space, student)
+        exported = steps.export(space, student, labels)
+        validated = steps.validate(space, student, exported)
+        report = collect(space, teacher, embedding, student, quantized, exported, validated)
+        package(space, report)
+    reused = tuple(name for name, result in space.results.items() if result.reused)
+    return Delivery(folder=folder, report=report, reused=reused, seconds=time.monotonic() - started)

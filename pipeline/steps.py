@@ -1,0 +1,252 @@
+"""The stages, each a function: what it reads, what it writes into its folder, and the record that it hands on."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from compress.exporters.deploy import PLAN_NAME, write_deploy
+from compress.exporters.onnx_graph import export_onnx
+from compress.exporters.runners import EngineRunner, OnnxRunner, Runner, TorchRunner, median_latency_ms
+from compress.exporters.targets import Precision
+from compress.exporters.tensorrt_engine import build_engine
+from compress.pipeline.device import derived_seed
+from compress.pipeline.distill import POOL_FILE, PROBES_FILE, STUDENT_FILE
+from compress.pipeline.distill import distill as distill_student
+from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict
+from compress.pipeline.lte import embed_labels, find_encoder
+from compress.pipeline.quantize import quantize as quantize_student
+from compress.pipeline.records import (
+    ArtifactFidelity,
+    DistillRecord,
+    EmbeddingRecord,
+    ExportedGraph,
+    ExportRecord,
+    QuantizeRecord,
+    TeacherRecord,
+    ValidateRecord,
+)
+from compress.pipeline.students import StudentPlan
+from compress.pipeline.synthesis.pool import ImagePool, as_float
+from compress.pipeline.workspace import (
+    EMBEDDINGS_FILE,
+    QUANTIZED_FILE,
+    Workspace,
+    cpu_name,
+    package_versions,
+)
+
+RESERVE_SECONDS = 75.0
+"""Kept back from a budget for what follows distillation, but never more than a quarter of it."""
+
+PARITY_IMAGES = 16
+"""Probes on which an exported graph must answer as torch does."""
+
+
+def distillation_budget(budget_seconds: float | None, elapsed: float = 0.0) -> float | None:
+    """Seconds for distillation: the budget less what has passed and what the later stages need; None without one."""
+    if budget_seconds is None:
+        return None
+    return max(budget_seconds - elapsed - min(RESERVE_SECONDS, budget_seconds / 4), 1.0)
+
+
+def intake(space: Workspace) -> TeacherRecord:
+    """Checkpoint to teacher description."""
+    record = space.teacher.record
+    inputs = {"checkpoint": record.sha256, "settings": space.settings.teacher.model_dump(mode="json")}
+
+    def summary(record: TeacherRecord) -> str:
+        return f"{record.architecture}: {record.parameters:,} parameters, {record.num_classes} classes"
+
+    space.stage("intake", inputs, TeacherRecord, lambda _: record, summary)
+    for warning in record.warnings:
+        space.progress.note(warning)
+    return record
+
+
+def embed(space: Workspace, labels: tuple[str, ...]) -> EmbeddingRecord:
+    """Class names to label-text embeddings."""
+    asked = space.settings.embed
+    encoder = find_encoder(asked.text_encoder, allow_download=asked.allow_download)
+    inputs = {"labels": labels, "encoder": encoder.sha256, "prompt": asked.prompt}
+
+    def produce(folder: Path) -> EmbeddingRecord:
+        embeddings, record = embed_labels(
+            labels, encoder=asked.text_encoder, prompt=asked.prompt, allow_download=asked.allow_download
+        )
+        save_file({"embeddings": torch.from_numpy(embeddings)}, folder / EMBEDDINGS_FILE)
+        return record
+
+    def summary(record: EmbeddingRecord) -> str:
+        return f"{len(labels)} class names through {record.encoder}, {record.dimension} values each"
+
+    return space.stage("embed", inputs, EmbeddingRecord, produce, summary)
+
+
+def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
+    """Teacher and embeddings to student, pool and probes."""
+    settings, compute = space.settings, space.compute
+    inputs = {
+        "teacher": space.teacher.record.model_dump(mode="json"),
+        "embeddings": space.sha256("embed", EMBEDDINGS_FILE),
+        "student": [plan.name, plan.spec.model_dump(mode="json")],
+        "settings": settings.model_dump(
+            mode="json", include={"synthesis", "distill", "probes", "seed", "budget_seconds"}
+        ),
+        "compute": [str(compute.device), compute.bf16, torch.get_num_threads()],
+    }
+
+    def produce(folder: Path) -> DistillRecord:
+        left = distillation_budget(settings.budget_seconds, space.elapsed())
+        return distill_student(space.teacher, space.embeddings(), plan, settings, compute, folder, space.progress, left)
+
+    def summary(record: DistillRecord) -> str:
+        origin = "from the teacher's blocks" if record.inherited else "from random weights"
+        return (
+            f"{record.student} {origin}: {record.parameters:,} parameters, "
+            f"{record.kd_steps:,} steps on {record.pool_images:,} synthetic images"
+        )
+
+    record = space.stage("distill", inputs, DistillRecord, produce, summary, resumable=True)
+    for note in record.notes:
+        space.progress.note(note)
+    return record
+
+
+def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
+    """Student to fake-quantized student; None for a target without int8."""
+    target, settings = space.target, space.settings
+    if target.int8 is None:
+        return None
+    scheme = target.int8
+    inputs = {
+        "student": space.sha256("distill", STUDENT_FILE),
+        "pool": space.sha256("distill", POOL_FILE),
+        "teacher": space.teacher.record.sha256,
+        "scheme": [scheme, target.runtime],
+        "settings": settings.model_dump(mode="json", include={"quantize", "seed"}),
+    }
+
+    def produce(folder: Path) -> QuantizeRecord:
+        module, record = quantize_student(
+            space.student(student),
+            space.teacher.to(torch.device("cpu")).logits,
+            ImagePool.load(space.file("distill", POOL_FILE)).images,
+            settings.quantize,
+            scheme,
+            seed=derived_seed(settings.seed, "quantize"),
+            runtime=target.runtime,
+            on_progress=space.progress.advance,
+        )
+        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / QUANTIZED_FILE)
+        return record
+
+    def summary(record: QuantizeRecord) -> str:
+        return f"int8 {record.scheme} in {len(record.quantized_layers)} layers, {record.tail_steps} steps of training"
+
+    return space.stage("quantize", inputs, QuantizeRecord, produce, summary)
+
+
+def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) -> ExportRecord:
+    """Students to the graphs that the target takes, and to the engine where it can be built."""
+    target, teacher_input = space.target, space.teacher.record.input
+    dynamic_batch = space.settings.dynamic_batch
+    student_sha256 = space.sha256("distill", STUDENT_FILE)
+    inputs = {
+        "student": student_sha256,
+        "quantized": space.sha256("quantize", QUANTIZED_FILE) if target.int8 else None,
+        "target": target.model_dump(mode="json"),
+        "gates": space.settings.gates.model_dump(mode="json"),
+        "labels": labels,
+        "dynamic_batch": dynamic_batch,
+        "versions": package_versions(),
+    }
+    metadata = {
+        "labels": "\n".join(labels),
+        "input": f"float32 [N, {teacher_input.channels}, {teacher_input.height}, {teacher_input.width}] in [0, 1]",
+        "target": target.name,
+        "student_sha256": student_sha256,
+    }
+
+    def graph(precision: Precision, folder: Path) -> ExportedGraph:
+        images = space.probes.images[: PARITY_IMAGES if dynamic_batch else 1]
+        return export_onnx(
+            space.quantized_student(student) if precision == "int8" else space.student(student),
+            folder / ("student.onnx" if precision == "fp32" else f"student.{precision}.onnx"),
+            example=as_float(torch.from_numpy(images)),
+            opset=target.opset,
+            ir_version=target.ir_version,
+            precision=precision,
+            dynamic_batch=dynamic_batch,
+            integer_weights=precision == "int8" and target.runtime == "onnxruntime",
+            metadata=metadata,
+        )
+
+    def produce(folder: Path) -> ExportRecord:
+        graphs = tuple(graph(precision, folder) for precision in target.precisions)
+        engine = build_engine(folder / graphs[-1].file_name, folder / PLAN_NAME, target)
+        write_deploy(folder, target.model_copy(update={"gates": space.settings.gates}), graphs, teacher_input)
+        return ExportRecord(target=target.name, graphs=graphs, engine=engine)
+
+    def summary(record: ExportRecord) -> str:
+        return ", ".join(f"{graph.file_name} (opset {graph.opset})" for graph in record.graphs)
+
+    return space.stage("export", inputs, ExportRecord, produce, summary)
+
+
+def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -> ValidateRecord:
+    """Every artifact against the teacher, on probes that nothing was trained on."""
+    probes, gates = space.probes, space.settings.gates
+    inputs = {
+        "student": space.sha256("distill", STUDENT_FILE),
+        "graphs": [graph.sha256 for graph in exported.graphs],
+        "engine": exported.engine.model_dump(mode="json"),
+        "probes": space.sha256("distill", PROBES_FILE),
+        "gates": gates.model_dump(mode="json"),
+    }
+
+    def measure(path: Path, precision: str, runner: Runner, timed: Runner | None = None) -> ArtifactFidelity:
+        images = probes.images.astype(np.float32) / np.float32(255)
+        with runner:
+            return measure_artifact(
+                path.name,
+                precision=precision,
+                size_bytes=path.stat().st_size,
+                latency_ms=median_latency_ms(timed or runner, images[:1], repeats=50, warmup=10),
+                teacher_logits=probes.teacher_logits,
+                student_logits=runner(images),
+                kinds=probes.kind,
+                gates=gates,
+            )
+
+    def ledger() -> list[ArtifactFidelity]:
+        rows = [measure(space.file("distill", STUDENT_FILE), "fp32", TorchRunner(space.student(student)))]
+        for graph in exported.graphs:
+            path = space.file("export", graph.file_name)
+            # TensorRT rounds where the graph says; ONNX Runtime's own rewriting would round elsewhere.
+            exact = space.target.runtime == "tensorrt"
+            with OnnxRunner(path) as timed:
+                rows.append(measure(path, graph.precision, OnnxRunner(path, exact=exact), timed))
+        if exported.engine.built:
+            path = space.file("export", PLAN_NAME)
+            rows.append(measure(path, space.target.shipped, EngineRunner(path)))
+        return rows
+
+    def produce(_: Path) -> ValidateRecord:
+        rows = ledger()
+        adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, space.teacher.record.num_classes)
+        kinds, counts = np.unique(probes.kind, return_counts=True)
+        return ValidateRecord(
+            probes=len(probes.images),
+            probe_kinds=dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
+            adequacy=adequacy,
+            ledger=tuple(rows),
+            shipped=rows[-1].artifact,
+            verdict=overall_verdict(rows, rows[-1].artifact, adequacy),
+            cpu=cpu_name(),
+        )
+
+    return space.stage(
+        "validate", inputs, ValidateRecord, produce, lambda record: f"{record.probes:,} probes: {record.verdict}"
+    )

@@ -1,0 +1,126 @@
+"""What the stages of one command share: its inputs, its folder, and live models made from the files of earlier stages."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file
+from torch import Tensor, fx
+
+import compress
+from compress.exporters.bundle import sha256_of
+from compress.exporters.qdq import insert_fake_quantization
+from compress.exporters.targets import Target, load_target
+from compress.pipeline.device import Compute, choose_compute
+from compress.pipeline.distill import PROBES_FILE, STUDENT_FILE
+from compress.pipeline.networks import build
+from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.probes import Probes
+from compress.pipeline.progress import Progress
+from compress.pipeline.records import DistillRecord, Record
+from compress.pipeline.settings import Settings
+from compress.pipeline.stages import StageResult, run_stage
+from compress.pipeline.teacher import Teacher, open_teacher
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+STAGES = ("intake", "embed", "distill", "quantize", "export", "validate", "package")
+
+EMBEDDINGS_FILE = "lte.safetensors"
+QUANTIZED_FILE = "student.int8.safetensors"
+
+
+class Workspace:
+    """One command on one output folder."""
+
+    def __init__(self, checkpoint: Path, folder: Path, settings: Settings, progress: Progress) -> None:
+        self.started = time.monotonic()
+        self.checkpoint, self.folder = checkpoint, folder
+        self.settings, self.progress = settings, progress
+        self.target: Target = load_target(settings.target)
+        self.compute: Compute = choose_compute(settings)
+        self.results: dict[str, StageResult] = {}
+
+    def stage(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        record_type: type[RecordT],
+        produce: Callable[[Path], RecordT],
+        summary: Callable[[RecordT], str],
+        *,
+        resumable: bool = False,
+    ) -> RecordT:
+        """Announce a stage, run it unless its folder holds what these inputs give, and say in one line what came out."""
+        number = STAGES.index(name) + 1
+        self.progress.stage_started(number, len(STAGES), name)
+        folder = self.folder / "work" / f"{number}-{name}"
+        result = run_stage(folder, inputs, record_type, produce, resumable=resumable)
+        self.results[name] = result
+        record: RecordT = result.record
+        self.progress.stage_finished(summary(record), reused=result.reused, seconds=result.seconds)
+        return record
+
+    def file(self, stage: str, name: str) -> Path:
+        """A file that an earlier stage wrote."""
+        return self.results[stage].folder / name
+
+    def sha256(self, stage: str, name: str) -> str:
+        """SHA-256 of a file that an earlier stage wrote."""
+        return sha256_of(self.file(stage, name))
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        asked = self.settings.teacher
+        return open_teacher(self.checkpoint, input_size=asked.input_size, mean=asked.mean, std=asked.std)
+
+    @cached_property
+    def probes(self) -> Probes:
+        return Probes.load(self.file("distill", PROBES_FILE))
+
+    def embeddings(self) -> Tensor:
+        """Label-text embeddings `[num_classes, dimension]`."""
+        return load_file(self.file("embed", EMBEDDINGS_FILE))["embeddings"]
+
+    def student(self, record: DistillRecord) -> Normalised:
+        """The distilled student, on the CPU, in eval mode."""
+        teacher_input = self.teacher.record.input
+        student = Normalised(build(record.spec), teacher_input.mean, teacher_input.std)
+        student.load_state_dict(load_file(self.file("distill", STUDENT_FILE)))
+        return student.eval()
+
+    def quantized_student(self, record: DistillRecord) -> fx.GraphModule:
+        """The fake-quantized student, on the CPU, in eval mode."""
+        scheme = self.target.int8
+        if scheme is None:
+            raise ValueError(f"{self.target.name} has no int8")
+        module = insert_fake_quantization(
+            self.student(record), scheme, self.settings.quantize.exclude, runtime=self.target.runtime
+        )
+        module.load_state_dict(load_file(self.file("quantize", QUANTIZED_FILE)))
+        return module.eval()
+
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self.started
+
+
+def package_versions() -> dict[str, str]:
+    """What the numbers depend on."""
+    packages = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers")
+    return {
+        "compress": compress.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()
