@@ -56,21 +56,31 @@ class DefaultGroup(TyperGroup):
 
 app = typer.Typer(cls=DefaultGroup, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-Checkpoint = Annotated[Path, typer.Argument(help="The teacher: a state_dict, training checkpoint or safetensors file.")]
-InputSize = Annotated[int | None, typer.Option(help="Height and width of the teacher's input in pixels.")]
+INPUT, TEXT, VERDICT, RUNNING = "The teacher's input", "Class names as text", "The verdict", "Running"
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(metavar="CHECKPOINT", help="The teacher: a state_dict, training checkpoint or safetensors file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+INPUT_SIZE = "Height and width in pixels. Default: as the checkpoint says."
 
-OTHER_COMMANDS = """Other commands, each with --help:
+EPILOG = """[bold]Other commands[/bold], each with --help
+  compress inspect CHECKPOINT   what a checkpoint is, without running anything
+  compress targets              the devices and what is produced for each
+  compress lint FILE            check any ONNX file against a device's rules
+  compress verify FOLDER        check a delivered folder against its manifest
+  compress schema               the JSON Schema of all settings
 
-[bold]compress inspect[/bold] CHECKPOINT  what a checkpoint is, without running anything
-
-[bold]compress targets[/bold]  the devices and what is produced for each
-
-[bold]compress lint[/bold] FILE --target NAME  check any ONNX file against a device's rules
-
-[bold]compress verify[/bold] FOLDER  check a delivered folder against its manifest
-
-[bold]compress schema[/bold]  the JSON Schema of all settings"""
+[bold]Exit codes[/bold]
+  0    done, and the verdict is PASS
+  1    an internal error
+  2    a wrong option, setting or path
+  3    an unsupported or unsafe input
+  4    the verdict is not PASS; all files are kept
+  5    a dependency, a text encoder, hardware or disk space is missing
+  6    no student is small enough
+  130  interrupted; the same command continues"""
 
 
 @app.callback(invoke_without_command=True)
@@ -81,37 +91,58 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
         raise typer.Exit
 
 
-@app.command(DEFAULT_COMMAND, cls=RunCommand, hidden=True, epilog=OTHER_COMMANDS)
+@app.command(DEFAULT_COMMAND, cls=RunCommand, hidden=True, epilog=EPILOG)
 def run_command(
     checkpoint: Checkpoint,
-    labels: Annotated[Path, typer.Option(help="Class names in the order of the teacher's outputs, one a line.")],
+    labels: Annotated[Path, typer.Option(help="Class names, one a line, in the order of the teacher's outputs.")],
     target: Annotated[str | None, typer.Option(help="The device, see `compress targets`. Default: jetson.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: <teacher>-<target>.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="How to distil: default or smoke.")] = None,
-    student: Annotated[str | None, typer.Option(help="auto, a name such as resnet20, or inherit-3-3-3.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Time for the whole command, such as 15m.")] = None,
-    input_size: InputSize = None,
-    mean: Annotated[str | None, typer.Option(help="Normalisation of the teacher, such as 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="Likewise, such as 0.229,0.224,0.225.")] = None,
-    text_encoder: Annotated[str | None, typer.Option(help="A local folder, or a name in the local cache.")] = None,
-    allow_download: Annotated[bool, typer.Option(help="Let a hub be asked for the text encoder.")] = False,
-    min_agreement: Annotated[float | None, typer.Option(help="Gate: share of probes to agree on.")] = None,
-    allow_inconclusive: Annotated[bool, typer.Option(help="Exit with 0 when the verdict is INCONCLUSIVE.")] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: 0.")] = None,
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="A YAML file of settings.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, such as distill.rounds=50; repeatable.")
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write. Default: TEACHER-TARGET.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    student: Annotated[
+        str | None, typer.Option(help="auto, a name such as resnet20, or inherit-3-3-3. Default: auto.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="How to distil: default or smoke.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Time for the whole command, such as 90s, 15m or 1.5h.")] = None,
+    input_size: Annotated[int | None, typer.Option(rich_help_panel=INPUT, help=INPUT_SIZE)] = None,
+    mean: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Its normalisation, such as 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(rich_help_panel=INPUT, help="Likewise, such as 0.229,0.224,0.225.")] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(rich_help_panel=TEXT, help="A local folder, or a name in the local cache.")
+    ] = None,
+    allow_download: Annotated[
+        bool, typer.Option("--allow-download", rich_help_panel=TEXT, help="Let a hub be asked for the text encoder.")
+    ] = False,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=VERDICT, help="Least share of probes with the teacher's answer. Default: 0.9."),
+    ] = None,
+    allow_inconclusive: Annotated[
+        bool,
+        typer.Option("--allow-inconclusive", rich_help_panel=VERDICT, help="Exit with 0 when it is INCONCLUSIVE, too."),
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", rich_help_panel=RUNNING, help="A YAML file of settings.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", rich_help_panel=RUNNING, help="Any setting, such as distill.rounds=50; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=RUNNING, help="Of all randomness. Default: 0.")] = None,
+    device: Annotated[str | None, typer.Option(rich_help_panel=RUNNING, help="auto, cpu, cuda or cuda:1.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", rich_help_panel=RUNNING, help="Show the plan, write nothing.")
+    ] = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", rich_help_panel=RUNNING, help="No progress on stderr.")
+    ] = False,
 ) -> None:
     """Compress a trained classifier for a device, without data.
 
     From a checkpoint and its class names alone: a compact student, quantized, exported, and judged against its teacher.
-    Exit codes: 0 passed, 2 usage, 3 unsupported or unsafe input, 4 a gate failed, 5 something is missing,
-    6 no student fits, 130 interrupted (the same command continues).
     """
     from compress.pipeline.settings import assignment, merge, resolve_settings
 
@@ -144,7 +175,11 @@ def run_command(
 
 
 @app.command("inspect")
-def inspect_command(checkpoint: Checkpoint, input_size: InputSize = None, as_json: Json = False) -> None:
+def inspect_command(
+    checkpoint: Checkpoint,
+    input_size: Annotated[int | None, typer.Option(help=INPUT_SIZE)] = None,
+    as_json: Json = False,
+) -> None:
     """Say what a checkpoint is: format, architecture and why, input, classes."""
     from compress.pipeline.teacher import open_teacher
 
@@ -180,16 +215,19 @@ def targets_command(as_json: Json = False) -> None:
         return
     from rich.table import Table
 
-    table = Table("target", "device", "files", "opset", "note", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column("target", style="bold", no_wrap=True)
+    table.add_column("files", no_wrap=True)
+    table.add_column("device")
     for target in targets:
         files = ", ".join(target.precisions) + (f" ({target.int8})" if target.int8 else "")
-        table.add_row(f"[bold]{target.name}[/bold]", target.title, files, str(target.opset), target.note)
-    _stdout().print(table)
+        table.add_row(target.name, files, f"{target.title}.\n{target.note}".strip())
+    _stdout().print(table, highlight=False)
 
 
 @app.command("lint")
 def lint_command(
-    file: Annotated[Path, typer.Argument(help="An ONNX file, ours or not.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file, ours or not.")],
     target: Annotated[str, typer.Option(help="The device whose rules apply.")] = "jetson",
     as_json: Json = False,
 ) -> None:
@@ -209,7 +247,9 @@ def lint_command(
 
 
 @app.command("verify")
-def verify_command(folder: Annotated[Path, typer.Argument(help="A delivered folder.")]) -> None:
+def verify_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A delivered folder.")],
+) -> None:
     """Check a delivered folder against its manifest; exits with 4 when something differs."""
     from compress.exporters.bundle import verify_manifest
 
@@ -277,29 +317,32 @@ def _run(checkpoint: Path, labels: Path, folder: Path, settings: "Settings", con
 
 
 def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
-    from compress.pipeline.report import render_table
+    from rich.text import Text
 
-    report = delivery.report
+    from compress.pipeline.fidelity import verdict_sentence
+    from compress.pipeline.report import render_table
+    from compress.pipeline.workspace import STAGES
+
+    validation, engine = delivery.report.validation, delivery.report.export.engine
+    sentence = verdict_sentence(validation)
     if as_json:
         content = {
-            "verdict": report.validation.verdict,
+            "verdict": validation.verdict,
+            "reason": sentence,
             "folder": str(delivery.folder),
             "seconds": round(delivery.seconds, 1),
             "reused": delivery.reused,
-            "engine": report.export.engine.message,
-            "validation": report.validation.model_dump(mode="json"),
+            "engine": engine.message,
+            "validation": validation.model_dump(mode="json"),
         }
         typer.echo(json.dumps(content, indent=2))
         return
     stdout = _stdout()
-    stdout.print(render_table(report.validation))
-    stdout.print(report.export.engine.message, highlight=False, markup=False)
-    reused = f", {len(delivery.reused)} of 7 stages reused" if delivery.reused else ""
-    stdout.print(
-        f"[bold]{report.validation.verdict}[/bold]  {delivery.folder}/report.html  "
-        f"[dim]({delivery.seconds:.0f} s{reused})[/dim]",
-        highlight=False,
-    )
+    stdout.print(render_table(validation))
+    stdout.print(Text(engine.message))
+    stdout.print(Text(sentence, style="bold"))
+    reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
+    stdout.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 
 
 def _show_plan(checkpoint: Path, labels: Path, settings: "Settings", console: "Console", as_json: bool) -> None:

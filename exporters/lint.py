@@ -27,6 +27,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from compress.exporters.legalise import attributes, constants
 from compress.exporters.targets import Target
+from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.records import Record
 
 # Operators of convolutional classifiers that every TensorRT from 8.0 on takes.
@@ -59,8 +60,12 @@ def lint(onnx_path: Path, target: Target) -> list[Finding]:
     """What the target would refuse, or run badly, in this file; empty when it is fine.
 
     ONNX Runtime takes more than TensorRT, so that for its targets only R10 is checked.
+
+    Raises:
+        UsageError: the file cannot be read.
+        InputError: it is no ONNX file.
     """
-    graph = _Graph(onnx.load(onnx_path))
+    graph = _Graph(_read(onnx_path))
     checks = [_newer_than_target(graph, target)]
     if target.runtime == "tensorrt":
         checks += [
@@ -69,6 +74,22 @@ def lint(onnx_path: Path, target: Target) -> list[Finding]:
             *(check(graph) for check in (_convolutions, _sums, _one_pair)),
         ]
     return [finding for check in checks for finding in check]
+
+
+def _read(path: Path) -> ModelProto:
+    try:
+        model = onnx.load(path)
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be read: {error.strerror}.", "Name an ONNX file.") from error
+    except Exception as error:  # the parser has its own types, and onnx one for weights that are kept elsewhere
+        raise _no_model(path) from error
+    if not model.HasField("graph"):  # The parser takes much that is no model for an empty one.
+        raise _no_model(path)
+    return model
+
+
+def _no_model(path: Path) -> InputError:
+    return InputError(f"'{path}' is not a whole ONNX file.", "Name an ONNX file, such as student.int8.onnx.")
 
 
 class _Graph:

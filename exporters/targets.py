@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 import compress
 from compress.pipeline.errors import UsageError
@@ -17,6 +17,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 class Gates(Record):
     """Limits that the verdict is judged on; None does not judge."""
+
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
     min_agreement: float | None = Field(default=0.9, gt=0, le=1)
     """Smallest share of probes on which the artifact picks the teacher's class."""

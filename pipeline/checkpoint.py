@@ -1,5 +1,6 @@
 """Checkpoints of the long stage, without pickle: tensors as safetensors, numbers as JSON, every file with its SHA-256."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,18 +12,19 @@ from torch import Tensor
 
 from compress.exporters.bundle import sha256_of, write_file
 
-INDEX = "checkpoint.json"
+INDEX = "checkpoint.index"
 
 
 def save_checkpoint(folder: Path, round_number: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     """Write a checkpoint after a round; the index is written last, then files that it no longer names are removed."""
     path = folder / f"checkpoint-{round_number:05}.safetensors"
-    write_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    write_tensors(path, tensors)
     index = _read_index(folder) or {"pool": {}}
     chunks = {name: sha for name, sha in index["pool"].items() if (folder / name).exists()}
     chunks |= {chunk.name: sha256_of(chunk) for chunk in folder.glob("pool-*.safetensors") if chunk.name not in chunks}
     content = {"round": round_number, "file": path.name, "sha256": sha256_of(path), "pool": chunks, "numbers": numbers}
-    write_file(folder / INDEX, json.dumps(content).encode())
+    text = json.dumps(content).encode()
+    write_file(folder / INDEX, text + b"\n" + _seal(text))
     _remove(old for old in folder.glob("checkpoint-*.safetensors") if old != path)
 
 
@@ -58,7 +60,13 @@ def restore_momentum(optimiser: torch.optim.SGD, buffers: Mapping[str, Tensor]) 
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for index, buffer in buffers.items():
         parameter = parameters[int(index)]
-        optimiser.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        # Laid out in memory as the parameter is, as the optimiser's own buffers are.
+        optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, all of it or nothing; the package's own writer reports a full disk as no `OSError`."""
+    write_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,11 +82,19 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
+    """The index, JSON above the SHA-256 of that JSON; None when there is none or it is damaged."""
     try:
-        content: dict[str, Any] = json.loads((folder / INDEX).read_bytes())
-    except (OSError, ValueError):
+        text, _, seal = (folder / INDEX).read_bytes().rpartition(b"\n")
+    except OSError:
         return None
-    return content
+    if seal != _seal(text):
+        return None
+    index: dict[str, Any] = json.loads(text)
+    return index
+
+
+def _seal(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -21,25 +21,26 @@ class ConsoleProgress:
         self._first: tuple[float, int] | None = None
 
     def stage_started(self, index: int, total: int, title: str) -> None:
-        self.console.print(f"[bold]\\[{index}/{total}] {title}[/bold]")
+        self._say(f"[bold]\\[{index}/{total}] {title}[/bold]")
         self._first, self._last_line = None, time.monotonic()
 
     def stage_finished(self, summary: str, *, reused: bool, seconds: float) -> None:
         self.close()
         remark = "reused" if reused else f"{seconds:.1f} s"
-        self.console.print(f"      {escape(summary)} [dim]({remark})[/dim]")
+        self._say(f"      {escape(summary)} [dim]({remark})[/dim]")
 
     def advance(self, done: int, total: int, figures: str) -> None:
         now = time.monotonic()
         self._first = self._first or (now, done)
+        text = f"{figures}  {self._rate(now, done)}".rstrip()
         if self.console.is_terminal:
-            self._draw(done, total, f"{figures}  {self._rate(now, done)}")
+            self._draw(done, total, text)
         elif done == total or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self.console.print(f"      {done}/{total}  {figures}  {self._rate(now, done)}", highlight=False)
+            self._say(f"      {done}/{total}  {escape(text)}")
 
     def note(self, text: str) -> None:
-        self.console.print(f"      [yellow]note:[/yellow] {escape(text)}")
+        self._say(f"      [yellow]note:[/yellow] {escape(text)}")
 
     def close(self) -> None:
         """Take the bar away, if there is one."""
@@ -47,14 +48,17 @@ class ConsoleProgress:
             self._bar.stop()
             self._bar = None
 
+    def _say(self, markup: str) -> None:
+        self.console.print(markup, highlight=False)
+
     def _rate(self, now: float, done: int) -> str:
         began, first = self._first or (now, done)
-        if done == first:
+        if done == first or now == began:
             return ""
         seconds = (now - began) / (done - first)
         return f"{seconds:.1f} s a step" if seconds >= 1 else f"{1 / seconds:.1f} steps a second"
 
-    def _draw(self, done: int, total: int, figures: str) -> None:
+    def _draw(self, done: int, total: int, text: str) -> None:
         if self._bar is None:
             self._bar = Bar(
                 SpinnerColumn(),
@@ -67,4 +71,4 @@ class ConsoleProgress:
             )
             self._bar.add_task("", total=total, completed=done)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=escape(figures))
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=escape(text))

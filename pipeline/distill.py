@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from compress.exporters.bundle import write_file
@@ -21,6 +21,7 @@ from compress.pipeline.checkpoint import (
     restore_momentum,
     save_checkpoint,
     under,
+    write_tensors,
 )
 from compress.pipeline.device import Compute, derived_seed
 from compress.pipeline.learner import Learner, Monitor
@@ -90,8 +91,8 @@ class Distillation:
             seconds=round(time.monotonic() - epoch, 3),
         )
 
-    def save(self, number: int) -> None:
-        """Write a checkpoint after round `number`."""
+    def save(self, number: int, schedule: Schedule) -> None:
+        """Write a checkpoint after round `number` of a schedule."""
         generator = self.synthesiser.generator.state_dict()
         running = self.synthesiser.running or []
         tensors = {
@@ -110,15 +111,20 @@ class Distillation:
             "best_agreement": self.best_agreement,
             "history": [point.model_dump(mode="json") for point in self.history],
             "threads": torch.get_num_threads(),
+            "schedule": schedule.model_dump(mode="json"),
         }
         save_checkpoint(self.folder, number, tensors, numbers)
 
-    def restore(self) -> int:
-        """Continue from the last checkpoint; returns the first round to run."""
+    def restore(self) -> tuple[int, Schedule] | None:
+        """Continue from the last checkpoint: the first round to run, and the schedule that the rounds belong to.
+
+        None when there is nothing to continue from. A schedule that was made from a measurement is kept, since the
+        next measurement would differ.
+        """
         found = load_checkpoint(self.folder)
         if found is None or found[2]["threads"] != torch.get_num_threads():
             remove_checkpoint(self.folder)
-            return 0
+            return None
         number, tensors, numbers = found
         device = self.compute.device
         self.learner.student.load_state_dict(under("student", tensors))
@@ -136,7 +142,7 @@ class Distillation:
         for chunk in sorted(self.folder.glob("pool-*.safetensors")):
             made = load_file(chunk)
             self.pool.add(made["images"].to(device), made["targets"].to(device))
-        return number + 1
+        return number + 1, Schedule.model_validate(numbers["schedule"])
 
     def _fill_pool(self, number: int, learning: bool) -> float:
         settings = self.settings.distill
@@ -149,7 +155,7 @@ class Distillation:
         )
         self.pool.add(images, targets)
         chunk = self.folder / f"pool-{number:05}.safetensors"
-        save_file({"images": images.cpu().contiguous(), "targets": targets.cpu()}, chunk)
+        write_tensors(chunk, {"images": images, "targets": targets})
         return sum(batch.loss for batch in made) / len(made)
 
     def _lessons(self, learning: int, rounds: int) -> Iterator[tuple[Tensor, float]]:
@@ -189,40 +195,39 @@ def distill(
     """
     teacher = teacher.to(compute.device, torch.channels_last)
     started = time.monotonic()
-    schedule = _schedule(folder, teacher, embeddings, plan, settings, compute, budget_seconds)
-    monitor = _monitor(teacher, embeddings, settings, compute, folder)
     run = Distillation(teacher, embeddings, plan, settings, compute, folder)
-    first = run.restore()
+    first, schedule = run.restore() or (0, _schedule(teacher, embeddings, plan, settings, compute, budget_seconds))
+    monitor = _monitor(teacher, embeddings, settings, compute)
     spent = run.history[-1].seconds if run.history else 0.0
     notes: tuple[str, ...] = ()
     for number in range(first, schedule.total):
+        if run.best and _too_late(run.history, schedule.deadline):
+            notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
+            break
         run.history.append(run.run_round(number, schedule, monitor, started - spent))
-        run.save(number)
+        run.save(number, schedule)
         write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
         progress.advance(number + 1, schedule.total, _figures(run.history[-1]))
-        if schedule.deadline is not None and run.history[-1].seconds > schedule.deadline and run.best:
-            notes = (f"The budget ended distillation after {number + 1} of {schedule.total} planned rounds.",)
-            break
     return _finish(run, teacher, embeddings, plan, notes)
 
 
 def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings: Settings, compute: Compute) -> Speed:
     """Time the two kinds of work with a synthesiser and a learner that are thrown away."""
     learner = Learner(teacher, plan, settings, compute)
-    one_step = settings.synthesis.model_copy(update={"steps": 1})
-    synthesiser = Synthesiser(teacher, embeddings, one_step, compute)
+    # A few steps stand for all: what a batch costs once must not be counted with each of them.
+    few = settings.synthesis.model_copy(update={"steps": min(4, settings.synthesis.steps)})
+    synthesiser = Synthesiser(teacher, embeddings, few, compute)
     images = as_float(synthesiser.make().images)
     batch = images.repeat(-(-settings.distill.batch_size // len(images)), 1, 1, 1)[: settings.distill.batch_size]
-    steps = settings.synthesis.steps
+    scale = settings.synthesis.steps / few.steps
     return Speed(
-        synthesis=steps * seconds_for(synthesiser.make, compute),
-        adversarial_synthesis=steps * seconds_for(lambda: synthesiser.make(learner.student), compute),
+        synthesis=scale * seconds_for(synthesiser.make, compute),
+        adversarial_synthesis=scale * seconds_for(lambda: synthesiser.make(learner.student), compute),
         kd_step=seconds_for(lambda: learner.step(batch, learner.first_rate), compute),
     )
 
 
 def _schedule(
-    folder: Path,
     teacher: Teacher,
     embeddings: Tensor,
     plan: StudentPlan,
@@ -230,31 +235,16 @@ def _schedule(
     compute: Compute,
     budget_seconds: float | None,
 ) -> Schedule:
-    """The rounds to run; a plan that was made from a measurement is kept, since the next measurement would differ."""
-    path = folder / "schedule.json"
-    if path.exists():
-        return Schedule.model_validate_json(path.read_bytes())
+    """The rounds to run, planned from a measurement where there is a budget."""
     speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
-    schedule = plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
-    write_file(path, schedule.model_dump_json().encode())
-    return schedule
+    return plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
 
 
-def _monitor(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute, folder: Path) -> Monitor:
-    """Made once, by seeds of its own; kept with the checkpoints."""
-    path = folder / "checkpoint-monitor.safetensors"
-    if not path.exists():
-        images, targets = held_out_images(
-            teacher,
-            embeddings,
-            settings,
-            compute,
-            purpose="monitor",
-            batches=settings.probes.monitor_batches,
-            generators=1,
-        )
-        write_file(path, save({"images": images.cpu().contiguous(), "targets": targets.cpu()}))
-    images = load_file(path)["images"].to(compute.device)
+def _monitor(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute) -> Monitor:
+    """Made by seeds of its own, so that a continued run sees the same images as the run before it."""
+    images, _ = held_out_images(
+        teacher, embeddings, settings, compute, purpose="monitor", batches=settings.probes.monitor_batches, generators=1
+    )
     return Monitor(images, teacher_logits(teacher, images).argmax(1))
 
 
@@ -262,7 +252,7 @@ def _finish(
     run: Distillation, teacher: Teacher, embeddings: Tensor, plan: StudentPlan, notes: tuple[str, ...]
 ) -> DistillRecord:
     """Write the stage's files, then drop what was only for continuing."""
-    save_file({name: tensor.cpu().contiguous() for name, tensor in run.best.items()}, run.folder / STUDENT_FILE)
+    write_tensors(run.folder / STUDENT_FILE, run.best)
     run.pool.save(run.folder / POOL_FILE)
     probes = make_probes(teacher, embeddings, run.settings, run.compute)
     probes.save(run.folder / PROBES_FILE)
@@ -282,6 +272,14 @@ def _finish(
         history=tuple(run.history),
         notes=notes,
     )
+
+
+def _too_late(history: list[HistoryPoint], deadline: float | None) -> bool:
+    """Whether another round like the last would end after the deadline."""
+    if deadline is None:
+        return False
+    last = history[-1].seconds - (history[-2].seconds if len(history) > 1 else 0.0)
+    return history[-1].seconds + last > deadline
 
 
 def _figures(point: HistoryPoint) -> str:

@@ -65,7 +65,8 @@ class Learner:
             norm.reset_running_stats()
             norm.momentum = None  # A plain average over the batches.
         self.student.train()
-        for batch in torch.split(images, self.settings.batch_size):
+        # Near-equal batches: one image alone would weigh as much as a full batch, and has no variance at 1x1 pixels.
+        for batch in images.tensor_split(max(len(images) // self.settings.batch_size, 1)):
             self.student(as_float(batch))
         for norm in norms:
             norm.momentum = 0.1

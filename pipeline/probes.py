@@ -52,15 +52,13 @@ def held_out_images(
     batches: int,
     generators: int,
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training.
-
-    Each generator's first batch is thrown away: an untrained one makes images that no class claims.
-    """
+    """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training."""
     made: list[tuple[Tensor, Tensor]] = []
     for number, share in enumerate(_shares(batches, generators)):
         torch.manual_seed(derived_seed(settings.seed, purpose, number))
         synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
-        synthesiser.make()
+        for _ in range(settings.probes.warmup_batches):
+            synthesiser.make()
         made += [synthesiser.make()[:2] for _ in range(share)]
     return torch.cat([images for images, _ in made]), torch.cat([targets for _, targets in made])
 
@@ -93,8 +91,8 @@ def make_probes(teacher: Teacher, embeddings: Tensor, settings: Settings, comput
 
 
 def mix(images: Tensor) -> Tensor:
-    """Each image `[N, C, H, W]` blended with its successor, a share of 0.3 to 0.7 of itself: between two classes."""
-    share = (0.3 + 0.4 * torch.rand(len(images), 1, 1, 1)).to(images.device)
+    """Each image `[N, C, H, W]` blended with its successor, 60 to 80 % of it left: towards the border of two classes."""
+    share = (0.6 + 0.2 * torch.rand(len(images), 1, 1, 1)).to(images.device)
     return share * images + (1 - share) * images.roll(1, dims=0)
 
 

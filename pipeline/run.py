@@ -1,10 +1,11 @@
 """The whole pipeline, in its order: a teacher and its class names in, a verified edge model out."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.exporters.bundle import claim_output_folder, friendly_os_errors
+from compress.exporters.bundle import claim_output_folder, friendly_os_errors, write_file
 from compress.pipeline import steps
 from compress.pipeline.delivery import collect, package
 from compress.pipeline.labels import check_label_count, read_labels
@@ -13,7 +14,7 @@ from compress.pipeline.report import ReportData
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import exclusive
 from compress.pipeline.students import plan_student
-from compress.pipeline.workspace import Workspace
+from compress.pipeline.workspace import COMMAND_FILE, Workspace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, p
     plan = plan_student(space.teacher.record, settings.student)
     claim_output_folder(folder)
     with friendly_os_errors(folder), exclusive(folder / "work"):
+        command = {"checkpoint": str(checkpoint.resolve()), "labels": str(labels_file.resolve())}
+        write_file(folder / "work" / COMMAND_FILE, json.dumps(command).encode())
         teacher = steps.intake(space)
         embedding = steps.embed(space, labels)
         student = steps.distill(space, plan)

@@ -43,8 +43,8 @@ def expected_seconds(schedule: Schedule, speed: Speed, settings: DistillSettings
 
 
 def synthesis_batches_held_out(probes: ProbeSettings) -> int:
-    """Batches for monitor and probes: each fresh generator also makes one that is thrown away."""
-    return probes.batches + min(probes.generators, probes.batches) + probes.monitor_batches + 1
+    """Batches for monitor and probes, with those that each fresh generator makes and throws away."""
+    return _probe_batches(probes) + probes.monitor_batches + probes.warmup_batches
 
 
 def plan_schedule(
@@ -52,16 +52,20 @@ def plan_schedule(
 ) -> Schedule:
     """The recipe's rounds without a budget; else as many as fit, the warm-up cut to a quarter of the time at most.
 
-    At least one round of each is always run.
+    At least one round of each is always run; the warm-up leaves the time for it where there is any.
     """
     if speed is None or budget_seconds is None:
         return Schedule(warmup_rounds=settings.warmup_rounds, rounds=settings.rounds, deadline=None)
     usable = SAFETY * budget_seconds - synthesis_batches_held_out(probes) * speed.synthesis
-    a_warmup = _warmup_seconds(speed, settings)
-    warmup = min(settings.warmup_rounds, max(1, math.floor(usable / 4 / a_warmup)))
-    rounds = max(1, math.floor((usable - warmup * a_warmup) / _round_seconds(speed, settings)))
-    reserve = (probes.batches + probes.generators) * speed.synthesis
+    a_warmup, a_round = _warmup_seconds(speed, settings), _round_seconds(speed, settings)
+    warmup = min(settings.warmup_rounds, max(1, math.floor(min(usable / 4, usable - a_round) / a_warmup)))
+    rounds = max(1, math.floor((usable - warmup * a_warmup) / a_round))
+    reserve = _probe_batches(probes) * speed.synthesis
     return Schedule(warmup_rounds=warmup, rounds=rounds, deadline=max(budget_seconds - reserve, 0.0))
+
+
+def _probe_batches(probes: ProbeSettings) -> int:
+    return probes.batches + min(probes.generators, probes.batches) * probes.warmup_batches
 
 
 def _warmup_seconds(speed: Speed, settings: DistillSettings) -> float:
@@ -80,7 +84,7 @@ def cosine(step: int, steps: int, first: float, last: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
 
 
-def seconds_for(work: Callable[[], object], compute: Compute, repeats: int = 3) -> float:
+def seconds_for(work: Callable[[], object], compute: Compute, repeats: int = 2) -> float:
     """Mean wall time of one call over `repeats`, after one to warm up."""
     work()
     times = []

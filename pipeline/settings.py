@@ -5,7 +5,7 @@ Only values that somebody set take part; an unknown key is an error that names t
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import compress
 from compress.exporters.targets import Gates, load_target
 from compress.pipeline.errors import UsageError
+from compress.pipeline.setting_errors import refusal
 
 ENVIRONMENT_PREFIX = "COMPRESS_"
 DEFAULT_RECIPE = "default"
@@ -23,7 +24,7 @@ DEFAULT_RECIPE = "default"
 class Section(BaseModel):
     """A group of settings: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TeacherSettings(Section):
@@ -42,8 +43,8 @@ class EmbedSettings(Section):
 
     text_encoder: str | None = None
     """A local folder, or a name in the local Hugging Face cache; by default the encoder of the extra `encoder`."""
-    prompt: str = "a photo of a {label}"
-    """The text that is embedded for each class."""
+    prompt: str = Field(default="a photo of a {label}", pattern=r"\{label\}")
+    """The text that is embedded for each class; `{label}` stands for its name."""
     allow_download: bool = False
     """Let a model hub be asked for the encoder; otherwise nothing ever goes to the network."""
 
@@ -65,9 +66,13 @@ class SynthesisSettings(Section):
     steps: int = Field(default=30, ge=1)
     """Optimiser steps on the generator for each batch of images."""
     learning_rate: float = Field(default=4e-3, gt=0)
+    """Of the generator's optimiser."""
     batch_norm_weight: float = Field(default=10.0, ge=0)
+    """Weight of matching the teacher's batch-norm statistics."""
     one_hot_weight: float = Field(default=0.5, ge=0)
+    """Weight of the teacher naming the class that an image was made for."""
     adversarial_weight: float = Field(default=1.33, ge=0)
+    """Weight of student and teacher disagreeing."""
     statistics_momentum: float = Field(default=0.9, ge=0, lt=1)
     """Share of the running average in the batch statistics that are matched."""
     generator_life: int = Field(default=10, ge=1)
@@ -91,21 +96,26 @@ class DistillSettings(Section):
     """Rounds of synthesis before the student learns anything."""
     warmup_batches: int = Field(default=2, ge=1)
     """Synthetic batches in each of them."""
-    rounds: int = Field(default=30, ge=1)
+    rounds: int = Field(default=10, ge=1)
     """Rounds of synthesis and learning in turn."""
     batches: int = Field(default=1, ge=1)
     """Synthetic batches a round."""
-    kd_steps: int = Field(default=20, ge=1)
+    kd_steps: int = Field(default=60, ge=1)
     """Student steps a round."""
     batch_size: int = Field(default=128, ge=2)
+    """Images a student step."""
     learning_rate: float = Field(default=0.1, gt=0)
+    """Where the cosine begins, for a student of random weights."""
     inherited_learning_rate: float = Field(default=0.05, gt=0)
     """For a student that starts from the teacher's own blocks."""
     final_learning_rate: float = Field(default=2e-4, ge=0)
     """Where the cosine ends."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of stochastic gradient descent."""
     weight_decay: float = Field(default=1e-4, ge=0)
+    """Of stochastic gradient descent."""
     temperature: float = Field(default=4.0, gt=0)
+    """What logits are divided by before they are compared."""
     stage_weight: float = Field(default=10.0, ge=0)
     """Weight of matching the teacher's stage outputs, where the student has stages of the same shapes."""
     average_decay: float = Field(default=0.98, ge=0, lt=1)
@@ -117,10 +127,12 @@ class DistillSettings(Section):
 class ProbeSettings(Section):
     """Held-out synthetic images that nothing was trained on."""
 
-    batches: int = Field(default=4, ge=1)
+    batches: int = Field(default=6, ge=1)
     """Synthetic batches, each of its own seed, that the probes of the verdict are made from."""
-    generators: int = Field(default=2, ge=1)
+    generators: int = Field(default=1, ge=1)
     """Freshly initialised generators that share the work."""
+    warmup_batches: int = Field(default=2, ge=0)
+    """Batches that each of them makes and throws away first, since an untrained one makes images no class claims."""
     monitor_batches: int = Field(default=1, ge=1)
     """Synthetic batches that the best moment of the student is chosen on; the verdict never sees them."""
 
@@ -129,11 +141,15 @@ class QuantizeSettings(Section):
     """Fake quantization: calibration and the quantization-aware tail."""
 
     calibration_images: int = Field(default=512, ge=1)
+    """Images that the ranges of activations are chosen on."""
     tail_steps: int = Field(default=100, ge=0)
     """Steps that the fake-quantized student is trained for against the teacher, on the pool."""
     batch_size: int = Field(default=64, ge=2)
+    """Images a step of the tail."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Where the cosine of the tail begins."""
     temperature: float = Field(default=4.0, gt=0)
+    """What logits are divided by before they are compared."""
     exclude: tuple[str, ...] = ()
     """Layers that stay in floating point."""
 
@@ -142,9 +158,13 @@ class Settings(Section):
     """Everything that a run depends on beside the checkpoint and the labels."""
 
     target: str = "jetson"
+    """The device; `compress targets` lists them."""
     recipe: str = DEFAULT_RECIPE
+    """How to distil and quantize: a name of the presets that ship with the package."""
     seed: int = Field(default=0, ge=0)
+    """What all random numbers are derived from."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where synthesis and distillation run: `auto`, `cpu`, `cuda` or, for one GPU of several, `cuda:1`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of synthesis and distillation; `auto` takes bf16 where the hardware multiplies it."""
     threads: int | None = Field(default=None, ge=1)
@@ -193,8 +213,12 @@ def resolve_settings(
         )
     target = load_target(str(asked.get("target", Settings.model_fields["target"].default)))
     layers = merge(_read_yaml(presets_folder() / "recipes" / f"{recipe}.yaml"), dict(target.settings))
-    layers = merge(merge({"gates": target.gates.model_dump(exclude_none=True)}, layers), asked)
-    return _validated(layers)
+    layers = merge(merge(layers, {"gates": target.gates.model_dump(exclude_unset=True)}), asked)
+    try:
+        return Settings.model_validate(layers)
+    except ValidationError as error:
+        path = [str(part) for part in error.errors()[0]["loc"]]
+        raise refusal(error, Settings, _origin(path, command_line, environment, config)) from error
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,12 +231,15 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment_values(environment: Mapping[str, str]) -> dict[str, Any]:
-    """`COMPRESS_DISTILL__ROUNDS=3` as `{"distill": {"rounds": 3}}`."""
+    """`COMPRESS_DISTILL__ROUNDS=3` as `{"distill": {"rounds": 3}}`, the value read as YAML.
+
+    Raises:
+        UsageError: a value is not YAML.
+    """
     values: dict[str, Any] = {}
     for name, text in environment.items():
         if name.startswith(ENVIRONMENT_PREFIX):
-            path = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            values = merge(values, nested(path, yaml.safe_load(text)))
+            values = merge(values, nested(_path_of(name), _value(text, f"{name}={text}")))
     return values
 
 
@@ -225,12 +252,7 @@ def assignment(text: str) -> dict[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise UsageError(f"'{text}' sets nothing.", "Write --set section.key=value, such as --set distill.rounds=50.")
-    try:
-        return nested(key.split("."), yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise UsageError(
-            f"The value of '{text}' cannot be read.", "Values are YAML: numbers, words, [lists]."
-        ) from error
+    return nested(key.split("."), _value(value, text))
 
 
 def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
@@ -238,16 +260,6 @@ def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
     for key in reversed(path):
         value = {key: value}
     return dict(value)
-
-
-def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Every setting's dotted name."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from known_keys(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
@@ -260,6 +272,38 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
+def _path_of(variable: str) -> list[str]:
+    return variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+
+
+def _value(text: str, whole: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
+        raise UsageError(
+            f"The value of '{whole}' cannot be read.", "Values are YAML: numbers, words, [lists]."
+        ) from error
+
+
+def _origin(
+    path: Sequence[str], command_line: Mapping[str, Any], environment: Mapping[str, str], config: Path | None
+) -> str:
+    """Where a refused value comes from, in words; nothing for what the user has just typed."""
+    if _holds(command_line, path):
+        return ""
+    variables = [name for name in environment if name.startswith(ENVIRONMENT_PREFIX)]
+    same = [name for name in variables if all(a == b for a, b in zip(path, _path_of(name), strict=False))]
+    source = same[0] if same else config
+    return f" (from {source})" if source else ""
+
+
+def _holds(values: Any, path: Sequence[str]) -> bool:
+    """Whether these values say anything about the setting at that path."""
+    if not path or not isinstance(values, Mapping):
+        return True
+    return path[0] in values and _holds(values[path[0]], path[1:])
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -267,21 +311,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"Cannot read '{path}': {error.strerror}.", "Give --config a YAML file of settings."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"'{path}' is not YAML.", "Give --config a YAML file of settings.") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"'{path}' holds no settings.", "Write them as key: value, sections indented.")
     return content
-
-
-def _validated(values: Mapping[str, Any]) -> Settings:
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UsageError(f"There is no setting '{key}'.", f"{nearest(key, list(known_keys()))}") from error
-        raise UsageError(f"The setting '{key}' cannot be {first['input']!r}: {first['msg']}.") from error

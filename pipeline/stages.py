@@ -64,9 +64,9 @@ def run_stage(
     if finished is not None:
         return finished
     partial = _partial_folder(folder, key, resumable)
-    started = time.monotonic()
+    started = time.monotonic() - _seconds_before(partial)
     record = produce(partial)
-    seconds = round(_seconds_before(partial) + time.monotonic() - started, 3)
+    seconds = round(time.monotonic() - started, 3)
     (partial / INPUTS_FILE).unlink()
     files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in _files(partial)}
     content = {"inputs": key, "seconds": seconds, "files": files, "record": record.model_dump(mode="json")}
@@ -119,7 +119,7 @@ def _finished(folder: Path, key: str, record_type: type[RecordT]) -> StageResult
             sha256_of(folder / name) == sha for name, sha in content["files"].items()
         )
         record = record_type.model_validate_json(json.dumps(content["record"])) if same else None
-    except (OSError, ValueError, KeyError, AttributeError, ValidationError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return None  # Missing, damaged or made by another version: the stage runs again.
     if record is None:
         return None

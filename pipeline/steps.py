@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from compress.exporters.deploy import PLAN_NAME, write_deploy
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.runners import EngineRunner, OnnxRunner, Runner, TorchRunner, median_latency_ms
 from compress.exporters.targets import Precision
 from compress.exporters.tensorrt_engine import build_engine
+from compress.pipeline.checkpoint import write_tensors
 from compress.pipeline.device import derived_seed
 from compress.pipeline.distill import POOL_FILE, PROBES_FILE, STUDENT_FILE
 from compress.pipeline.distill import distill as distill_student
 from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict
-from compress.pipeline.lte import embed_labels, find_encoder
+from compress.pipeline.lte import embed_labels
 from compress.pipeline.quantize import quantize as quantize_student
 from compress.pipeline.records import (
     ArtifactFidelity,
@@ -37,7 +37,7 @@ from compress.pipeline.workspace import (
     package_versions,
 )
 
-RESERVE_SECONDS = 75.0
+RESERVE_SECONDS = 90.0
 """Kept back from a budget for what follows distillation, but never more than a quarter of it."""
 
 PARITY_IMAGES = 16
@@ -68,14 +68,13 @@ def intake(space: Workspace) -> TeacherRecord:
 def embed(space: Workspace, labels: tuple[str, ...]) -> EmbeddingRecord:
     """Class names to label-text embeddings."""
     asked = space.settings.embed
-    encoder = find_encoder(asked.text_encoder, allow_download=asked.allow_download)
-    inputs = {"labels": labels, "encoder": encoder.sha256, "prompt": asked.prompt}
+    inputs = {"labels": labels, "encoder": space.encoder.sha256, "prompt": asked.prompt}
 
     def produce(folder: Path) -> EmbeddingRecord:
         embeddings, record = embed_labels(
             labels, encoder=asked.text_encoder, prompt=asked.prompt, allow_download=asked.allow_download
         )
-        save_file({"embeddings": torch.from_numpy(embeddings)}, folder / EMBEDDINGS_FILE)
+        write_tensors(folder / EMBEDDINGS_FILE, {"embeddings": torch.from_numpy(embeddings)})
         return record
 
     def summary(record: EmbeddingRecord) -> str:
@@ -86,9 +85,10 @@ def embed(space: Workspace, labels: tuple[str, ...]) -> EmbeddingRecord:
 
 def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
     """Teacher and embeddings to student, pool and probes."""
-    settings, compute = space.settings, space.compute
+    settings, compute, teacher = space.settings, space.compute, space.teacher.record
     inputs = {
-        "teacher": space.teacher.record.model_dump(mode="json"),
+        "teacher": teacher.sha256,
+        "input": teacher.input.model_dump(mode="json", exclude={"source"}),
         "embeddings": space.sha256("embed", EMBEDDINGS_FILE),
         "student": [plan.name, plan.spec.model_dump(mode="json")],
         "settings": settings.model_dump(
@@ -131,7 +131,8 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
     def produce(folder: Path) -> QuantizeRecord:
         module, record = quantize_student(
             space.student(student),
-            space.teacher.to(torch.device("cpu")).logits,
+            # The layout decides the last bits: it must not depend on whether distillation has just run.
+            space.teacher.to(torch.device("cpu"), torch.channels_last).logits,
             ImagePool.load(space.file("distill", POOL_FILE)).images,
             settings.quantize,
             scheme,
@@ -139,7 +140,7 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
             runtime=target.runtime,
             on_progress=space.progress.advance,
         )
-        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / QUANTIZED_FILE)
+        write_tensors(folder / QUANTIZED_FILE, module.state_dict())
         return record
 
     def summary(record: QuantizeRecord) -> str:

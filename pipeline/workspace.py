@@ -17,6 +17,7 @@ from compress.exporters.qdq import insert_fake_quantization
 from compress.exporters.targets import Target, load_target
 from compress.pipeline.device import Compute, choose_compute
 from compress.pipeline.distill import PROBES_FILE, STUDENT_FILE
+from compress.pipeline.lte import Encoder, find_encoder
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
@@ -32,6 +33,8 @@ STAGES = ("intake", "embed", "distill", "quantize", "export", "validate", "packa
 
 EMBEDDINGS_FILE = "lte.safetensors"
 QUANTIZED_FILE = "student.int8.safetensors"
+COMMAND_FILE = "command.json"
+"""In the work folder: where the inputs of the last run were."""
 
 
 class Workspace:
@@ -43,6 +46,8 @@ class Workspace:
         self.settings, self.progress = settings, progress
         self.target: Target = load_target(settings.target)
         self.compute: Compute = choose_compute(settings)
+        embed = settings.embed
+        self.encoder: Encoder = find_encoder(embed.text_encoder, allow_download=embed.allow_download)
         self.results: dict[str, StageResult] = {}
 
     def stage(

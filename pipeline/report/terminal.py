@@ -17,12 +17,11 @@ def render_table(validation: ValidateRecord) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=_caption(validation), caption_justify="left"
-    )
+    # Without padding all columns fit into 80 characters.
+    table = Table(box=box.SIMPLE_HEAD, padding=0, caption=_caption(validation), caption_justify="left")
     table.add_column("artifact", no_wrap=True)
     for heading in ("size", "agreement", "95 % interval", "latency"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for row in validation.ledger:
         table.add_row(*_cells(row), style="bold" if row.artifact == validation.shipped else "")

@@ -5,7 +5,7 @@ Source: NAYER (Tran et al., CVPR 2024, arXiv 2310.00258) and its published code;
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,34 @@ class Statistics(NamedTuple):
     variance: Tensor
 
 
+class _BatchStatistics(torch.autograd.Function):
+    """Mean and biased variance over images and pixels, with the gradient in one pass over the features.
+
+    Autograd through `torch.var_mean` took half the time of synthesis. With M values a channel, d mean / dx = 1 / M and
+    d variance / dx = 2 (x - mean) / M.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = torch.ops.aten.batch_norm_update_stats(features.float(), None, None, 0.0)
+        ctx.save_for_backward(features, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        features, mean = ctx.saved_tensors
+        of_mean, of_variance = gradients
+        count = features.numel() / features.shape[1]
+        slope = 2 * of_variance / count
+        offset = of_mean / count - mean * slope
+        slope, offset = (value.view(1, -1, 1, 1) for value in (slope, offset))
+        gradient: Tensor = features.float().mul(slope).add_(offset).to(features.dtype)
+        return gradient
+
+
 def batch_statistics(features: Tensor) -> Statistics:
     """Mean and biased variance `[C]` of features `[N, C, H, W]`, in float32."""
-    variance, mean = torch.var_mean(features.float(), dim=(0, 2, 3), correction=0)
+    mean, variance = _BatchStatistics.apply(features)  # type: ignore[no-untyped-call]
     return Statistics(mean, variance)
 
 

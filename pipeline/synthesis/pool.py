@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from compress.pipeline.checkpoint import write_tensors
 
 
 class ImagePool:
@@ -20,8 +22,9 @@ class ImagePool:
 
     def add(self, images: Tensor, targets: Tensor) -> None:
         """Append a batch."""
-        self.images = torch.cat([self.images, images])[-self.limit :] if len(self) else images
-        self.targets = torch.cat([self.targets, targets])[-self.limit :] if len(self.targets) else targets
+        if len(self):
+            images, targets = torch.cat([self.images, images]), torch.cat([self.targets, targets])
+        self.images, self.targets = images[-self.limit :], targets[-self.limit :]
 
     def sample(self, count: int) -> Tensor:
         """Random images `[count, C, H, W]` as float32 in [0, 1], drawn with replacement by torch's global generator."""
@@ -30,7 +33,7 @@ class ImagePool:
 
     def save(self, path: Path) -> None:
         """Write images and targets as one safetensors file."""
-        save_file({"images": self.images.cpu().contiguous(), "targets": self.targets.cpu()}, path)
+        write_tensors(path, {"images": self.images, "targets": self.targets})
 
     @classmethod
     def load(cls, path: Path, limit: int = 2**62) -> "ImagePool":

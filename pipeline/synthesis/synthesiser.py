@@ -121,8 +121,11 @@ def _frozen(network: nn.Module | None) -> Iterator[None]:
         yield
         return
     training = network.training
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval().requires_grad_(False)
     try:
         yield
     finally:
-        network.train(training).requires_grad_(True)
+        network.train(training)
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -1,0 +1,537 @@
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from compress.pipeline import distill as module
+from compress.pipeline import probes
+from compress.pipeline.checkpoint import INDEX
+from compress.pipeline.device import Compute
+from compress.pipeline.distill import POOL_FILE, PROBES_FILE, STUDENT_FILE, distill, speed_here
+from compress.pipeline.learner import Learner, Monitor
+from compress.pipeline.networks import build
+from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.networks.resnet import ResNetSpec
+from compress.pipeline.probes import Probes, held_out_images, teacher_logits
+from compress.pipeline.records import DistillRecord
+from compress.pipeline.schedule import Schedule, Speed, cosine
+from compress.pipeline.settings import Settings, StudentSettings, merge
+from compress.pipeline.stages import SECONDS_FILE
+from compress.pipeline.students import StudentPlan, inheriting_student, plan_student
+from compress.pipeline.synthesis.pool import ImagePool
+from compress.pipeline.synthesis.synthesiser import Synthesiser, SyntheticBatch
+from compress.pipeline.teacher import Teacher
+from tests.test_checkpoint import flip_bit
+from tests.tiny import CPU, Listener, copied, same_tensors, tiny_embeddings, tiny_settings, tiny_teacher
+
+ROUNDS = 5
+"""Two of warm-up, three of learning, and a generator that lives for two of them."""
+
+LITTLE: dict[str, Any] = {"batch_size": 4, "steps": 1}
+"""Synthesis for tests that do not look at the images."""
+
+
+def settings(**changes: Any) -> Settings:
+    usual: dict[str, Any] = {
+        "synthesis": {"batch_size": 12, "steps": 1, "generator_life": 2},
+        "distill": {"warmup_rounds": 2, "warmup_batches": 2, "rounds": 3, "kd_steps": 2, "batch_size": 8},
+        "probes": {"batches": 1, "warmup_batches": 1},
+    }
+    return tiny_settings(**merge(usual, changes))
+
+
+def plan(name: str = "inherit-1-1", teacher: Teacher | None = None) -> StudentPlan:
+    record = (teacher or tiny_teacher()).record
+    if name == "inherit-1-1":  # without counting all others first
+        return inheriting_student(ResNetSpec.model_validate(record.spec), (1, 1))
+    return plan_student(record, StudentSettings(name=name))
+
+
+def run(
+    folder: Path,
+    *,
+    interrupt_after: int | None = None,
+    student: str = "inherit-1-1",
+    teacher: Teacher | None = None,
+    compute: Compute = CPU,
+    budget_seconds: float | None = None,
+    **changes: Any,
+) -> tuple[DistillRecord, list[int]]:
+    """What distillation hands on, and the rounds that it went through."""
+    folder.mkdir(exist_ok=True)
+    teacher, listener = teacher or tiny_teacher(), Listener(interrupt_after=interrupt_after)
+    record = distill(
+        teacher,
+        tiny_embeddings(),
+        plan(student, teacher),
+        settings(**changes),
+        compute,
+        folder,
+        listener,
+        budget_seconds,
+    )
+    return record, [done for done, _, _ in listener.heard]
+
+
+def interrupt(folder: Path, after: int, **options: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, interrupt_after=after, **options)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in (STUDENT_FILE, POOL_FILE, PROBES_FILE)}
+
+
+def timeless(record: DistillRecord) -> str:
+    """The record as JSON, without the seconds in its history."""
+    content = record.model_dump(mode="json")
+    for point in content["history"]:
+        del point["seconds"]
+    return json.dumps(content)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillRecord]:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    record, heard = run(folder)
+    assert heard == list(range(1, ROUNDS + 1))
+    return folder, record
+
+
+# What is left
+
+
+def test_only_the_results_are_left(whole: tuple[Path, DistillRecord]) -> None:
+    assert {path.name for path in whole[0].iterdir()} == {STUDENT_FILE, POOL_FILE, PROBES_FILE, SECONDS_FILE}
+
+
+def test_the_record_says_what_was_made(whole: tuple[Path, DistillRecord]) -> None:
+    folder, record = whole
+    assert (record.student, record.inherited) == ("inherit-1-1", True)
+    assert record.parameters == sum(p.numel() for p in build(record.spec).parameters())
+    assert (record.warmup_rounds, record.rounds, record.kd_steps) == (2, 3, 6)
+    assert record.pool_images == len(ImagePool.load(folder / POOL_FILE)) == 2 * 2 * 12 + 3 * 12
+    assert record.probes == len(Probes.load(folder / PROBES_FILE).images) == 12
+    assert record.notes == ()
+
+
+def test_the_record_comes_back_from_its_json(whole: tuple[Path, DistillRecord]) -> None:
+    again = DistillRecord.model_validate_json(json.dumps(whole[1].model_dump(mode="json")))
+    assert again.model_dump_json() == whole[1].model_dump_json()
+
+
+def test_the_history_tells_warm_up_from_learning(whole: tuple[Path, DistillRecord]) -> None:
+    history = whole[1].history
+    assert [point.round for point in history] == list(range(ROUNDS))
+    assert [point.pool_images for point in history] == [24, 48, 60, 72, 84]
+    assert [point.kd_steps for point in history] == [0, 0, 2, 4, 6]
+    assert [math.isnan(point.kd_loss) for point in history] == [True] * 2 + [False] * 3  # nothing is learned yet
+    assert [point.monitor_agreement is None for point in history] == [True] * 2 + [False] * 3
+    assert all(0 < point.synthesis_loss < 1e6 for point in history)
+    seconds = [point.seconds for point in history]
+    assert seconds == sorted(seconds)
+
+
+def test_figures_follow_the_rounds(tmp_path: Path) -> None:
+    listener = Listener()
+    distill(tiny_teacher(), tiny_embeddings(), plan(), settings(), CPU, tmp_path, listener)
+    assert [(done, total) for done, total, _ in listener.heard] == [(n, ROUNDS) for n in range(1, ROUNDS + 1)]
+    assert listener.heard[0][2].startswith("warm-up, synthesis loss ")
+    assert "probe agreement " in listener.heard[-1][2] and listener.heard[-1][2].endswith("%")
+
+
+def loaded(folder: Path, record: DistillRecord) -> Normalised:
+    student = Normalised(build(record.spec), (0.4,) * 3, (0.2,) * 3)
+    student.load_state_dict(load_file(folder / STUDENT_FILE))
+    return student.eval()
+
+
+def test_the_student_on_disk_agrees_as_recorded(whole: tuple[Path, DistillRecord]) -> None:
+    folder, record = whole
+    images, _ = held_out_images(
+        tiny_teacher(), tiny_embeddings(), settings(), CPU, purpose="monitor", batches=1, generators=1
+    )
+    monitor = Monitor(images, teacher_logits(tiny_teacher(), images).argmax(1))
+    assert monitor.agreement(loaded(folder, record)) == record.monitor_agreement
+    assert record.monitor_agreement == max(point.monitor_agreement or 0 for point in record.history)
+
+
+def test_the_probes_say_what_the_teacher_says(whole: tuple[Path, DistillRecord]) -> None:
+    made = Probes.load(whole[0] / PROBES_FILE)
+    expected = tiny_teacher().logits(torch.from_numpy(made.images) / 255)
+    torch.testing.assert_close(torch.from_numpy(made.teacher_logits), expected)
+
+
+def test_a_student_of_random_weights_learns_from_its_teacher(tmp_path: Path) -> None:
+    longer = {"rounds": 5, "kd_steps": 20, "batch_size": 32, "learning_rate": 0.05}
+    record, _ = run(tmp_path, student="resnet8-w0.5", distill=longer, synthesis={"batch_size": 24, "steps": 2})
+    losses = [point.kd_loss for point in record.history[2:]]
+    assert losses[-1] < 0.3 * losses[0]
+    assert not record.inherited
+
+
+# The loop
+
+
+def test_warm_up_synthesises_without_the_student_and_learning_against_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    against: list[bool] = []
+    make = Synthesiser.make
+
+    def watched(self: Synthesiser, student: nn.Module | None = None) -> SyntheticBatch:
+        against.append(student is not None)
+        return make(self, student)
+
+    monkeypatch.setattr(Synthesiser, "make", watched)
+    run(tmp_path, distill={"batches": 3}, synthesis=LITTLE)
+    # The monitor's two batches, the warm-up's, those of learning, the probes' two.
+    assert against == [False] * 2 + [False] * 2 * 2 + [True] * 3 * 3 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("life", "expected"),
+    [
+        (2, [2, 3, 5]),  # in warm-up by the round's number, from then on counted from the first round of learning
+        (3, [3, 6]),
+        (10, [3]),
+        (1, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_the_generator_is_replaced_when_its_life_is_over_and_when_learning_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, life: int, expected: list[int]
+) -> None:
+    renewed: list[int] = []
+    renew, run_round = Synthesiser.renew, module.Distillation.run_round
+    current = [-1]
+
+    def watched_round(self: module.Distillation, number: int, *rest: Any) -> Any:
+        current[0] = number
+        return run_round(self, number, *rest)
+
+    def watched_renew(self: Synthesiser) -> None:
+        renewed.append(current[0])
+        renew(self)
+
+    monkeypatch.setattr(module.Distillation, "run_round", watched_round)
+    monkeypatch.setattr(Synthesiser, "renew", watched_renew)
+    rounds = {"warmup_rounds": 3, "rounds": 4}
+    run(tmp_path, distill=rounds, synthesis=LITTLE | {"generator_life": life})
+    assert renewed == expected
+
+
+@pytest.mark.parametrize(("student", "first"), [("inherit-1-1", 0.06), ("resnet8-w0.5", 0.2)])
+def test_the_rate_falls_in_half_a_cosine_over_all_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, first: float
+) -> None:
+    rates: list[float] = []
+    step = Learner.step
+
+    def watched(self: Learner, images: Tensor, rate: float) -> Tensor:
+        assert images.shape == (8, 3, 8, 8)
+        rates.append(rate)
+        return step(self, images, rate)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    ends = {"learning_rate": 0.2, "inherited_learning_rate": 0.06, "final_learning_rate": 0.001}
+    run(tmp_path, student=student, distill={"warmup_rounds": 1, "rounds": 3, "kd_steps": 4} | ends, synthesis=LITTLE)
+    assert rates == [cosine(number, 12, first, 0.001) for number in range(12)]
+
+
+@pytest.mark.parametrize(("agreements", "best"), [([0.2, 0.9, 0.3], 1), ([0.9, 0.9, 0.1], 1), ([0.9, 0.2, 0.3], 0)])
+def test_the_student_of_the_best_moment_is_shipped_and_later_ones_win_ties(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreements: list[float], best: int
+) -> None:
+    moments: list[dict[str, Tensor]] = []
+
+    def scripted(self: Monitor, student: nn.Module) -> float:
+        moments.append(copied(student))
+        return agreements[len(moments) - 1]
+
+    monkeypatch.setattr(Monitor, "agreement", scripted)
+    record, _ = run(tmp_path, synthesis=LITTLE)
+    assert [point.monitor_agreement for point in record.history[2:]] == agreements
+    assert record.monitor_agreement == max(agreements)
+    assert same_tensors(load_file(tmp_path / STUDENT_FILE), moments[best])
+
+
+@pytest.mark.parametrize("limit", [5, 30, 100])
+def test_the_pool_keeps_to_its_limit(tmp_path: Path, limit: int) -> None:
+    record, _ = run(tmp_path, distill={"warmup_rounds": 2, "rounds": 2, "pool_limit": limit})
+    # Two rounds of two batches and two of one: 72 images, if there is room.
+    expected = [min(limit, images) for images in (24, 48, 60, 72)]
+    assert [point.pool_images for point in record.history] == expected
+    assert len(ImagePool.load(tmp_path / POOL_FILE)) == record.pool_images == expected[-1]
+
+
+def test_no_probe_was_trained_on_or_chosen_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out: dict[str, set[bytes]] = {}
+    make = probes.held_out_images
+
+    def watched(*arguments: Any, purpose: str, **options: Any) -> tuple[Tensor, Tensor]:
+        images, targets = make(*arguments, purpose=purpose, **options)
+        held_out[purpose] = {image.numpy().tobytes() for image in images}
+        return images, targets
+
+    monkeypatch.setattr(probes, "held_out_images", watched)
+    monkeypatch.setattr(module, "held_out_images", watched)
+    run(tmp_path)
+    pool = {image.numpy().tobytes() for image in ImagePool.load(tmp_path / POOL_FILE).images}
+    final = {image.tobytes() for image in Probes.load(tmp_path / PROBES_FILE).images}
+    assert [len(images) for images in (pool, final, held_out["monitor"], held_out["probes"])] == [84, 12, 12, 12]
+    assert not pool & (final | held_out["probes"])
+    assert not pool & held_out["monitor"]
+    assert not held_out["monitor"] & (final | held_out["probes"])
+
+
+def test_bf16_distils_into_float32_weights(tmp_path: Path) -> None:
+    record, _ = run(tmp_path, compute=Compute(device=torch.device("cpu"), bf16=True))
+    weights = load_file(tmp_path / STUDENT_FILE)
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+    assert all(value.isfinite().all() for value in weights.values())
+    assert record.history[-1].kd_loss >= 0
+
+
+# The same bits
+
+
+def test_the_same_seed_gives_the_same_bytes(whole: tuple[Path, DistillRecord], tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    record, _ = run(tmp_path)
+    assert results(tmp_path) == results(whole[0])
+    assert timeless(record) == timeless(whole[1])
+
+
+def test_another_seed_gives_others(whole: tuple[Path, DistillRecord], tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = settings().model_copy(update={"seed": 1})
+    distill(tiny_teacher(), tiny_embeddings(), plan(), other, CPU, folder, Listener())
+    expected = results(whole[0])
+    assert all(content != expected[name] for name, content in results(folder).items())
+
+
+@pytest.mark.parametrize("after", [[1], [2], [3], [ROUNDS], [1, 4]])
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    whole: tuple[Path, DistillRecord], tmp_path: Path, after: list[int]
+) -> None:
+    for round_number in after:
+        interrupt(tmp_path, round_number)
+        torch.manual_seed(round_number)
+    record, heard = run(tmp_path)
+    assert heard == list(range(after[-1] + 1, ROUNDS + 1))
+    assert results(tmp_path) == results(whole[0])
+    assert timeless(record) == timeless(whole[1])
+    assert {path.name for path in tmp_path.iterdir()} == {STUDENT_FILE, POOL_FILE, PROBES_FILE, SECONDS_FILE}
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "random weights, and a pool that overflows": {"student": "resnet8-w0.5", "distill": {"pool_limit": 17}},
+    "grey images, a pool smaller than a batch, classes that do not divide it": {
+        "teacher": {"channels": 1, "shortcut": "pad", "size": 9},
+        "distill": {"pool_limit": 5},
+        "synthesis": {"batch_size": 11, "generator_life": 3},
+    },
+    "no batch norm, momentum or average, and a generator for life": {
+        "teacher": {"batch_norm": False},
+        "distill": {"momentum": 0.0, "average_decay": 0.0},
+        "synthesis": {"generator_life": 100},
+    },
+}
+
+
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_whatever_is_distilled_continues_to_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
+    def attempt(folder: Path, interrupt_after: int | None = None) -> DistillRecord:
+        teacher = tiny_teacher(**options.get("teacher", {}))
+        return run(folder, interrupt_after=interrupt_after, **{**options, "teacher": teacher})[0]
+
+    expected = attempt(tmp_path / "whole")
+    for after in (1, 4):
+        with pytest.raises(KeyboardInterrupt):
+            attempt(tmp_path / "cut", interrupt_after=after)
+    assert timeless(attempt(tmp_path / "cut")) == timeless(expected)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def interrupted_call(function: Callable[..., Any], call: int) -> Callable[..., Any]:
+    """The function, interrupted at its nth call before it does anything."""
+    calls = iter(range(1, 10_000))
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return watched
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "left"),
+    [
+        (Synthesiser, "make", 2, ROUNDS),  # while the monitor is made
+        (Synthesiser, "make", 6, ROUNDS - 1),  # in the second round, half of its images there
+        (Learner, "step", 4, 2),  # in the second round of learning
+        (module, "save_checkpoint", 5, 1),  # a chunk of the pool written, and no checkpoint
+        (module, "make_probes", 1, 0),  # when all is learned
+        (module, "remove_checkpoint", 2, 0),  # with all results written; the first call is at the start
+    ],
+)
+def test_an_interruption_at_any_moment_does_no_harm(
+    whole: tuple[Path, DistillRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    call: int,
+    left: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted_call(getattr(owner, name), call))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    record, heard = run(tmp_path)
+    assert len(heard) == left
+    assert results(tmp_path) == results(whole[0])
+    assert timeless(record) == timeless(whole[1])
+
+
+@pytest.mark.parametrize("pattern", ["checkpoint-*.safetensors", "pool-00001.safetensors", INDEX])
+def test_a_damaged_checkpoint_is_noticed_and_everything_done_again(
+    whole: tuple[Path, DistillRecord], tmp_path: Path, pattern: str
+) -> None:
+    interrupt(tmp_path, 4)
+    (damaged,) = tmp_path.glob(pattern)
+    flip_bit(damaged, damaged.stat().st_size // 2)
+    record, heard = run(tmp_path)
+    assert heard == list(range(1, ROUNDS + 1))
+    assert results(tmp_path) == results(whole[0])
+    assert timeless(record) == timeless(whole[1])
+
+
+def test_another_number_of_threads_starts_over(
+    whole: tuple[Path, DistillRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Sums over threads differ in their last bits, so a run that went on would match neither number.
+    interrupt(tmp_path, 4)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    _, heard = run(tmp_path)
+    assert heard == list(range(1, ROUNDS + 1))
+    assert results(tmp_path) == results(whole[0])
+
+
+# Time
+
+
+def test_a_pause_does_not_count_as_time_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def tick() -> float:
+        now[0] += 1
+        return now[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", tick)
+        interrupt(tmp_path, 4)
+        spent = json.loads((tmp_path / SECONDS_FILE).read_bytes())
+        now[0] += 1e6
+        record, _ = run(tmp_path)
+    seconds = [point.seconds for point in record.history]
+    assert seconds == sorted(seconds)
+    assert seconds[3] == spent
+    assert seconds[-1] < 1000
+    assert json.loads((tmp_path / SECONDS_FILE).read_bytes()) == seconds[-1]
+
+
+SPEED = Speed(synthesis=1.0, adversarial_synthesis=1.0, kd_step=1.0)
+"""A round of warm-up takes 2 s, one of learning 1 + 2 = 3 s, held-out images 2 + 2 = 4 s."""
+
+
+def test_a_budget_decides_on_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    record, heard = run(tmp_path, budget_seconds=30.0, synthesis=LITTLE)
+    # 0.9 * 30 - 4 = 23 s; a quarter is 2 rounds of warm-up, which leave 19 s for 6 rounds of learning.
+    assert (record.warmup_rounds, record.rounds, len(heard)) == (2, 6, 8)
+    assert record.notes == ()
+
+
+def test_a_continued_run_keeps_the_plan_of_the_first_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    run(tmp_path / "whole", budget_seconds=30.0, synthesis=LITTLE)
+    interrupt(tmp_path / "cut", 4, budget_seconds=30.0, synthesis=LITTLE)
+    slower = Speed(synthesis=3.0, adversarial_synthesis=3.0, kd_step=3.0)
+    monkeypatch.setattr(module, "speed_here", lambda *_: slower)
+    record, heard = run(tmp_path / "cut", budget_seconds=20.0, synthesis=LITTLE)
+    assert heard == [5, 6, 7, 8]
+    assert (record.warmup_rounds, record.rounds) == (2, 6)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def test_when_time_is_up_the_run_ends_after_a_round_of_learning_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Schedule(warmup_rounds=2, rounds=5, deadline=0.0)
+    monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    monkeypatch.setattr(module, "plan_schedule", lambda *_: late)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "make_probes", interrupted_call(probes.make_probes, 1))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, budget_seconds=1.0)
+    record, heard = run(tmp_path, budget_seconds=1.0)
+    assert heard == []  # time was up before the interruption, and still is
+    assert (record.warmup_rounds, record.rounds) == (2, 1)
+    assert record.notes == ("The budget ended distillation after 3 of 7 planned rounds.",)
+    assert (tmp_path / STUDENT_FILE).exists()
+
+
+def test_a_run_that_ends_with_its_last_round_was_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = Schedule(warmup_rounds=1, rounds=1, deadline=0.0)
+    monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    monkeypatch.setattr(module, "plan_schedule", lambda *_: last)
+    record, _ = run(tmp_path, budget_seconds=1.0)
+    assert record.rounds == 1
+    assert record.notes == ()
+
+
+def test_measuring_the_speed_leaves_no_trace(whole: tuple[Path, DistillRecord], tmp_path: Path) -> None:
+    teacher = tiny_teacher()
+    before = copied(teacher.network)
+    speed = speed_here(teacher, tiny_embeddings(), plan(), settings(), CPU)
+    assert min(speed.synthesis, speed.adversarial_synthesis, speed.kd_step) > 0
+    assert same_tensors(copied(teacher.network), before)
+    run(tmp_path, teacher=teacher)
+    assert results(tmp_path) == results(whole[0])
+
+
+@pytest.mark.parametrize(("steps", "timed_steps", "seconds"), [(20, 4, 5 * 0.5), (3, 3, 0.5)])
+def test_a_few_steps_of_the_generator_are_timed_and_stand_for_all(
+    monkeypatch: pytest.MonkeyPatch, steps: int, timed_steps: int, seconds: float
+) -> None:
+    made: list[int] = []
+    make = Synthesiser.make
+
+    def timed(work: Callable[[], object], _: Compute) -> float:
+        work()
+        return 0.5
+
+    def watched(self: Synthesiser, student: nn.Module | None = None) -> SyntheticBatch:
+        made.append(self.settings.steps)
+        return make(self, student)
+
+    monkeypatch.setattr(module, "seconds_for", timed)
+    monkeypatch.setattr(Synthesiser, "make", watched)
+    asked = settings(synthesis={"batch_size": 3, "steps": steps})
+    speed = speed_here(tiny_teacher(), tiny_embeddings(), plan(), asked, CPU)
+    assert set(made) == {timed_steps}
+    assert speed == Speed(synthesis=seconds, adversarial_synthesis=seconds, kd_step=0.5)

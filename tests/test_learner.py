@@ -1,0 +1,233 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.pipeline.learner import Learner, Monitor
+from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.networks.resnet import ResNet
+from compress.pipeline.settings import StudentSettings
+from compress.pipeline.students import plan_student
+from compress.pipeline.synthesis.losses import distillation, stage_matching
+from compress.pipeline.teacher import Teacher
+from tests.tiny import CPU, blobs, copied, record_of, same_tensors, tiny_settings, tiny_spec, tiny_teacher
+
+
+def tiny_learner(
+    name: str = "inherit-1-1", *, teacher: Teacher | None = None, seed: int = 0, **distill: Any
+) -> Learner:
+    teacher = teacher or tiny_teacher()
+    plan = plan_student(teacher.record, StudentSettings(name=name))
+    return Learner(teacher, plan, tiny_settings(seed=seed, distill=distill), CPU)
+
+
+def images(count: int = 16) -> Tensor:
+    return blobs(count, tiny_teacher().record)
+
+
+def as_bytes(floats: Tensor) -> Tensor:
+    return (floats * 255).round().to(torch.uint8)
+
+
+# The monitor
+
+
+class FirstPixel(nn.Module):
+    """Answers with the class that the first pixel's byte names."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        classes = (images[:, 0, 0, 0] * 255).round().long()
+        return nn.functional.one_hot(classes, 4).float()
+
+
+def test_agreement_is_the_share_of_images_on_which_the_student_names_the_teachers_class() -> None:
+    shown = torch.arange(300).remainder(4)  # more than one batch of 256
+    asked = shown.clone()
+    asked[[0, 10, 299]] += 1  # classes 1, 3 and 4, which the student does not name
+    pictures = shown.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    student = FirstPixel().train()
+    assert Monitor(pictures, asked).agreement(student) == pytest.approx(297 / 300)
+    assert not student.training
+
+
+# The start
+
+
+def test_a_student_is_the_same_whatever_was_drawn_before() -> None:
+    torch.manual_seed(1)
+    once = tiny_learner("resnet8")
+    torch.manual_seed(2)
+    assert same_tensors(copied(tiny_learner("resnet8").student), copied(once.student))
+    assert not same_tensors(copied(tiny_learner("resnet8", seed=1).student), copied(once.student))
+
+
+def test_the_average_starts_where_the_student_does_and_goes_its_own_way() -> None:
+    learner = tiny_learner("resnet8")
+    assert same_tensors(copied(learner.average), copied(learner.student))
+    nn.init.zeros_(learner.student.get_parameter("network.fc.weight"))
+    assert learner.average.get_parameter("network.fc.weight").abs().sum() > 0
+
+
+def test_an_inherited_student_begins_at_a_rate_of_its_own() -> None:
+    rates: dict[str, Any] = {"learning_rate": 0.3, "inherited_learning_rate": 0.07}
+    assert tiny_learner("inherit-1-1", **rates).first_rate == 0.07
+    assert tiny_learner("resnet8", **rates).first_rate == 0.3
+
+
+# A step
+
+
+def in_training(learner: Learner, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits and stage outputs of the student in training mode, its statistics put back."""
+    before, network = copied(learner.student), learner.student.train().network
+    assert isinstance(network, ResNet)
+    logits, stages = network.logits_and_stage_outputs(learner.student.normalise(batch))
+    learner.student.load_state_dict(before)
+    return logits.detach(), [stage.detach() for stage in stages]
+
+
+@pytest.mark.parametrize("stage_weight", [0.0, 10.0])
+def test_the_loss_is_distillation_and_where_wanted_stage_matching(stage_weight: float) -> None:
+    learner = tiny_learner(temperature=3.0, stage_weight=stage_weight)
+    batch = images()
+    logits, stages = in_training(learner, batch)
+    wanted, wanted_stages = learner.teacher.logits_and_stage_outputs(batch)
+    expected = distillation(wanted, logits, 3.0) + stage_weight * stage_matching(wanted_stages, stages)
+    loss = learner.step(batch, 0.1)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert loss.shape == () and not loss.requires_grad
+
+
+def test_stages_are_matched_only_where_they_have_the_teachers_shapes() -> None:
+    assert tiny_learner("inherit-1-1").match_stages
+    assert not tiny_learner("inherit-1-1", stage_weight=0.0).match_stages
+    assert not tiny_learner("resnet8").match_stages  # has three stages to the teacher's two
+    batch = images()
+    narrow = tiny_learner("resnet8", stage_weight=10.0)
+    expected = distillation(narrow.teacher.logits(batch), in_training(narrow, batch)[0], 4.0)
+    torch.testing.assert_close(narrow.step(batch, 0.1), expected, rtol=1e-4, atol=1e-5)
+
+
+class Plain(nn.Module):
+    """A classifier without stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.norm(images).mean((2, 3)))
+        return logits
+
+
+def test_a_teacher_of_another_family_teaches_by_its_answers() -> None:
+    record = record_of(tiny_spec()).model_copy(update={"spec": {"family": "plain"}})
+    learner = tiny_learner("resnet8-w0.5", teacher=Teacher(record, Normalised(Plain(), (0.4,) * 3, (0.2,) * 3)))
+    assert not learner.match_stages
+    assert learner.step(images(), 0.1).item() > 0
+
+
+def test_a_step_is_gradient_descent_with_momentum_and_weight_decay() -> None:
+    learner = tiny_learner(momentum=0.5, weight_decay=0.1)
+    bias = learner.student.get_parameter("network.fc.bias")
+    velocity = torch.zeros(4)
+    for rate in (0.1, 0.02):
+        before = bias.detach().clone()
+        learner.step(images(), rate)
+        assert bias.grad is not None
+        # v = 0.5 v + (g + 0.1 w), w = w - rate * v
+        velocity = 0.5 * velocity + bias.grad + 0.1 * before
+        torch.testing.assert_close(bias.detach(), before - rate * velocity)
+
+
+def test_the_shipped_weights_are_a_running_average() -> None:
+    learner = tiny_learner(average_decay=0.75)
+    expected = copied(learner.average)
+    for _ in range(3):
+        learner.step(images(), 0.1)
+        now = copied(learner.student)
+        # 0.75 of the average and 0.25 of the student; counters are the student's
+        expected = {
+            name: 0.75 * mean + 0.25 * now[name] if mean.is_floating_point() else now[name]
+            for name, mean in expected.items()
+        }
+    for name, mean in copied(learner.average).items():
+        torch.testing.assert_close(mean, expected[name], msg=name)
+    assert not same_tensors(copied(learner.average), copied(learner.student))
+
+
+def test_without_decay_the_student_itself_is_shipped() -> None:
+    learner = tiny_learner(average_decay=0.0)
+    learner.step(images(), 0.1)
+    assert same_tensors(copied(learner.average), copied(learner.student))
+
+
+def test_steps_bring_the_student_closer_and_leave_the_teacher_alone() -> None:
+    learner, batch = tiny_learner("resnet8"), images(32)
+    before = copied(learner.teacher.network)
+    losses = [learner.step(batch, 0.05).item() for _ in range(25)]
+    assert losses[-1] < 0.3 * losses[0]
+    assert same_tensors(copied(learner.teacher.network), before)
+    assert all(parameter.grad is None for parameter in learner.teacher.network.parameters())
+
+
+# Batch-norm statistics after blocks were lost
+
+
+def test_recalibration_estimates_statistics_anew_and_touches_nothing_else() -> None:
+    learner = tiny_learner(batch_size=8)
+    before = copied(learner.student)
+    pool = as_bytes(images(32))
+    learner.recalibrate(pool)
+    after = copied(learner.student)
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert changed == {name for name in before if name.endswith(statistics)}
+    # The first batch norm sees the stem's output; four batches of eight weigh the same.
+    entering = learner.student.network.get_submodule("conv1")(learner.student.normalise(pool.float() / 255))
+    torch.testing.assert_close(after["network.bn1.running_mean"], entering.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    unbiased = torch.stack([batch.var((0, 2, 3)) for batch in entering.split(8)]).mean(0)
+    torch.testing.assert_close(after["network.bn1.running_var"], unbiased, rtol=1e-4, atol=1e-5)
+    assert after["network.bn1.num_batches_tracked"] == 4
+
+
+def test_recalibration_does_not_remember_an_earlier_one() -> None:
+    learner, other = tiny_learner(), tiny_learner()
+    learner.recalibrate(as_bytes(1 - images(32)))
+    pool = as_bytes(images(32))
+    learner.recalibrate(pool)
+    other.recalibrate(pool)
+    assert same_tensors(copied(learner.student), copied(other.student))
+
+
+def test_after_recalibration_the_average_follows_and_statistics_go_on_as_usual() -> None:
+    learner = tiny_learner()
+    learner.recalibrate(as_bytes(images(32)))
+    assert same_tensors(copied(learner.average), copied(learner.student))
+    norms = [module for module in learner.student.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
+
+
+def test_recalibration_takes_any_number_of_images_even_at_one_pixel() -> None:
+    # Four stages bring 8 pixels down to one, where a batch of a single image has no variance.
+    teacher = tiny_teacher(blocks=(2, 2, 2, 2), widths=(8, 8, 8, 8))
+    learner = tiny_learner("inherit-1-1-1-1", teacher=teacher, batch_size=16)
+    for count in (17, 33, 3):
+        learner.recalibrate(as_bytes(blobs(count, teacher.record)))
+    assert all(value.isfinite().all() for value in copied(learner.student).values())
+
+
+def test_a_student_that_lost_blocks_agrees_better_after_recalibration() -> None:
+    teacher = tiny_teacher(blocks=(3, 3), widths=(16, 32))
+    learner = tiny_learner("inherit-2-2", teacher=teacher)
+    shown = blobs(128, teacher.record)
+
+    def divergence() -> float:
+        with torch.no_grad():
+            return distillation(teacher.logits(shown), learner.student.eval()(shown), 1.0).item()
+
+    before = divergence()
+    learner.recalibrate(as_bytes(blobs(128, teacher.record)))
+    assert divergence() < before

@@ -1,0 +1,192 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compress.pipeline import probes as module
+from compress.pipeline.probes import KINDS, Probes, held_out_images, make_probes, mix, teacher_logits
+from compress.pipeline.settings import Settings
+from compress.pipeline.synthesis.synthesiser import Synthesiser
+from tests.synthesis.test_augment import every_view, matches
+from tests.tiny import CPU, tiny_embeddings, tiny_settings, tiny_teacher
+
+
+def settings(**probes: Any) -> Settings:
+    usual = {"batches": 2, "generators": 1, "warmup_batches": 1, "monitor_batches": 1}
+    return tiny_settings(synthesis={"batch_size": 20, "steps": 2}, probes=usual | probes)
+
+
+def held_out(purpose: str = "probes", *, batches: int = 2, generators: int = 1, **probes: Any) -> torch.Tensor:
+    images, targets = held_out_images(
+        tiny_teacher(),
+        tiny_embeddings(),
+        settings(**probes),
+        CPU,
+        purpose=purpose,
+        batches=batches,
+        generators=generators,
+    )
+    assert targets.tolist() == [0, 1, 2, 3] * (len(images) // 4)
+    return images
+
+
+@pytest.fixture(scope="module")
+def made() -> Probes:
+    return make_probes(tiny_teacher(), tiny_embeddings(), settings(), CPU)
+
+
+# Held-out images
+
+
+def test_held_out_images_depend_on_seed_and_purpose_alone() -> None:
+    torch.manual_seed(1)
+    once = held_out()
+    torch.manual_seed(2)
+    assert torch.equal(held_out(), once)
+    monitor = held_out("monitor")
+    assert once.shape == monitor.shape == (40, 3, 8, 8)
+    assert not {image.numpy().tobytes() for image in once} & {image.numpy().tobytes() for image in monitor}
+
+
+def test_another_seed_makes_other_images() -> None:
+    other = tiny_settings(seed=1, synthesis={"batch_size": 20, "steps": 2}, probes={"warmup_batches": 1})
+    images, _ = held_out_images(
+        tiny_teacher(), tiny_embeddings(), other, CPU, purpose="probes", batches=2, generators=1
+    )
+    assert not torch.equal(images, held_out())
+
+
+def test_the_first_batches_of_a_generator_are_thrown_away() -> None:
+    assert torch.equal(held_out(batches=3, warmup_batches=0)[40:], held_out(batches=1, warmup_batches=2))
+
+
+@pytest.mark.parametrize(
+    ("batches", "generators", "shares"), [(5, 2, [3, 2]), (4, 4, [1, 1, 1, 1]), (2, 3, [1, 1]), (3, 1, [3])]
+)
+def test_generators_share_the_batches(
+    monkeypatch: pytest.MonkeyPatch, batches: int, generators: int, shares: list[int]
+) -> None:
+    batches_of: list[int] = []
+
+    class Counted(Synthesiser):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            batches_of.append(0)
+
+        def make(self, student: torch.nn.Module | None = None) -> Any:
+            assert student is None
+            batches_of[-1] += 1
+            return super().make()
+
+    monkeypatch.setattr(module, "Synthesiser", Counted)
+    images = held_out(batches=batches, generators=generators, warmup_batches=2)
+    assert batches_of == [share + 2 for share in shares]
+    assert len({image.numpy().tobytes() for image in images}) == 20 * batches
+
+
+def test_logits_are_the_teachers_in_batches_of_any_size() -> None:
+    images = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8)
+    logits = teacher_logits(tiny_teacher(), images, batch_size=4)
+    torch.testing.assert_close(logits, tiny_teacher().logits(images / 255))
+    assert logits.shape == (10, 4) and logits.dtype == torch.float32 and not logits.requires_grad
+
+
+# Mixing
+
+
+def test_mixing_blends_each_image_with_its_successor() -> None:
+    images = torch.rand(50, 3, 4, 4)
+    mixed, others = mix(images), images.roll(1, dims=0)
+    share = ((mixed - others) / (images - others)).flatten(1).median(dim=1).values
+    torch.testing.assert_close(mixed, share.view(-1, 1, 1, 1) * images + (1 - share.view(-1, 1, 1, 1)) * others)
+    assert 0.6 - 1e-4 <= share.min() < 0.63
+    assert 0.77 < share.max() <= 0.8 + 1e-4
+
+
+def test_a_mixture_lies_between_its_two_images() -> None:
+    images = torch.rand(20, 3, 4, 4)
+    mixed, others = mix(images), images.roll(1, dims=0)
+    assert (mixed >= torch.minimum(images, others) - 1e-6).all()
+    assert (mixed <= torch.maximum(images, others) + 1e-6).all()
+
+
+def test_one_image_alone_mixes_with_itself() -> None:
+    image = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(mix(image), image)
+
+
+# Probes
+
+
+def test_half_are_as_synthesised_and_a_quarter_each_shifted_and_mixed(made: Probes) -> None:
+    assert KINDS == ("synthesised", "augmented", "mixed")
+    assert [int((made.kind == kind).sum()) for kind in KINDS] == [20, 10, 10]
+
+
+def test_each_kind_is_what_it_says(made: Probes) -> None:
+    before = held_out().numpy()
+    same = (made.images == before).all(axis=(1, 2, 3))
+    assert same[made.kind == "synthesised"].all()
+    assert not same[made.kind == "mixed"].any()
+    augmented = made.kind == "augmented"
+    for image, view in zip(before[augmented], made.images[augmented], strict=True):
+        views = every_view(torch.from_numpy(image).float(), padding=1, flip=True)
+        assert matches(torch.from_numpy(view).float(), views)
+    mixed = made.kind == "mixed"
+    others = np.roll(before[mixed], 1, axis=0)
+    low, high = np.minimum(before[mixed], others), np.maximum(before[mixed], others)
+    assert ((low <= made.images[mixed]) & (made.images[mixed] <= high)).all()
+
+
+def test_probes_carry_the_teachers_answers_to_their_final_bytes(made: Probes) -> None:
+    images = torch.from_numpy(made.images) / 255
+    torch.testing.assert_close(torch.from_numpy(made.teacher_logits), tiny_teacher().logits(images))
+    assert made.targets.tolist() == [0, 1, 2, 3] * 10
+
+
+def test_probes_are_the_same_whatever_was_drawn_before(made: Probes) -> None:
+    torch.manual_seed(99)
+    again = make_probes(tiny_teacher(), tiny_embeddings(), settings(), CPU)
+    assert all(np.array_equal(one, other) for one, other in zip(made, again, strict=True))
+
+
+def test_two_probes_are_enough_to_make_some() -> None:
+    few = tiny_settings(synthesis={"batch_size": 2, "steps": 1}, probes={"batches": 1, "warmup_batches": 0})
+    made = make_probes(tiny_teacher(), tiny_embeddings(), few, CPU)
+    assert made.images.shape == (2, 3, 8, 8)
+    assert set(made.kind.tolist()) <= set(KINDS)
+
+
+def test_grey_probes_keep_their_one_channel() -> None:
+    made = make_probes(tiny_teacher(channels=1), tiny_embeddings(), settings(), CPU)
+    assert made.images.shape == (40, 1, 8, 8)
+
+
+# Their file
+
+
+def test_probes_come_back_from_their_file(made: Probes, tmp_path: Path) -> None:
+    made.save(tmp_path / "probes.npz")
+    again = Probes.load(tmp_path / "probes.npz")
+    for one, other in zip(made, again, strict=True):
+        assert np.array_equal(one, other)
+        assert one.dtype == other.dtype
+    assert [path.name for path in tmp_path.iterdir()] == ["probes.npz"]
+
+
+def test_the_file_does_not_depend_on_the_time(made: Probes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.save(tmp_path / "now.npz")
+    monkeypatch.setattr(time, "time", lambda: 4e8)  # in 1982
+    monkeypatch.setattr(time, "localtime", lambda _=None: time.gmtime(4e8))
+    made.save(tmp_path / "then.npz")
+    assert (tmp_path / "then.npz").read_bytes() == (tmp_path / "now.npz").read_bytes()
+
+
+def test_a_file_that_would_run_code_when_read_is_refused(made: Probes, tmp_path: Path) -> None:
+    objects = made._asdict() | {"kind": made.kind.astype(object)}
+    np.savez(tmp_path / "probes.npz", **objects)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        Probes.load(tmp_path / "probes.npz")

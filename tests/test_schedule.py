@@ -1,0 +1,105 @@
+import itertools
+import time
+
+import pytest
+
+from compress.pipeline.schedule import (
+    Schedule,
+    Speed,
+    cosine,
+    expected_seconds,
+    plan_schedule,
+    seconds_for,
+    synthesis_batches_held_out,
+)
+from compress.pipeline.settings import DistillSettings, ProbeSettings
+from tests.tiny import CPU
+
+SPEED = Speed(synthesis=2.0, adversarial_synthesis=3.0, kd_step=0.5)
+RECIPE = DistillSettings(warmup_rounds=4, warmup_batches=2, rounds=30, batches=1, kd_steps=20)
+"""A round of warm-up takes 2 * 2 = 4 s, one of learning 1 * 3 + 20 * 0.5 = 13 s."""
+PROBES = ProbeSettings(batches=4, generators=2, warmup_batches=2, monitor_batches=1)
+"""Probes take 4 + 2 * 2 batches, the monitor 1 + 2: 11 batches, 22 s."""
+
+
+def planned(budget_seconds: float | None) -> Schedule:
+    return plan_schedule(RECIPE, PROBES, SPEED, budget_seconds)
+
+
+def test_held_out_batches_count_those_that_fresh_generators_throw_away() -> None:
+    assert synthesis_batches_held_out(PROBES) == 11
+    # One batch cannot be shared by two generators: 1 + 1 * 2 for the probes, 1 + 2 for the monitor.
+    assert synthesis_batches_held_out(PROBES.model_copy(update={"batches": 1})) == 6
+
+
+def test_expected_seconds_add_up_held_out_images_warm_up_and_learning() -> None:
+    # 11 * 2 + 4 * 4 + 30 * 13
+    assert expected_seconds(planned(None), SPEED, RECIPE, PROBES) == 428.0
+
+
+def test_without_a_budget_the_recipe_decides() -> None:
+    assert planned(None) == Schedule(warmup_rounds=4, rounds=30, deadline=None)
+    assert plan_schedule(RECIPE, PROBES, None, 60.0) == planned(None)
+    assert planned(None).total == 34
+
+
+def test_a_budget_is_filled_up_to_nine_tenths() -> None:
+    # 0.9 * 200 - 22 = 158 s; 4 rounds of warm-up leave 142 s: 10 rounds. Probes need 8 batches, so no round begins
+    # after 200 - 16 s.
+    assert planned(200.0) == Schedule(warmup_rounds=4, rounds=10, deadline=184.0)
+
+
+def test_a_small_budget_cuts_the_warm_up_to_a_quarter() -> None:
+    # 0.9 * 60 - 22 = 32 s, a quarter of it is 8 s: 2 rounds of warm-up, and one of learning in the 24 s left.
+    assert planned(60.0) == Schedule(warmup_rounds=2, rounds=1, deadline=44.0)
+
+
+def test_a_large_budget_goes_beyond_the_recipe_but_warms_up_no_longer() -> None:
+    # (0.9 * 3600 - 22 - 16) / 13 = 246.3
+    assert planned(3600.0) == Schedule(warmup_rounds=4, rounds=246, deadline=3584.0)
+
+
+@pytest.mark.parametrize("budget", [0.001, 1.0, 20.0, 40.0])
+def test_there_is_always_one_round_of_each(budget: float) -> None:
+    schedule = planned(budget)
+    assert (schedule.warmup_rounds, schedule.rounds) == (1, 1)
+    assert schedule.deadline is not None and 0 <= schedule.deadline <= budget
+
+
+def test_no_plan_exceeds_its_budget_by_its_own_estimate() -> None:
+    speeds = [
+        Speed(synthesis=a, adversarial_synthesis=b, kd_step=c) for a, b, c in itertools.product((0.1, 3, 40), repeat=3)
+    ]
+    least = Schedule(warmup_rounds=1, rounds=1, deadline=None)
+    fitting = 0
+    for speed, budget in itertools.product(speeds, [1.5**exponent for exponent in range(28)]):
+        schedule = plan_schedule(RECIPE, PROBES, speed, budget)
+        longer = schedule.model_copy(update={"rounds": schedule.rounds + 1})
+        if expected_seconds(least, speed, RECIPE, PROBES) <= 0.9 * budget:
+            fitting += 1
+            assert expected_seconds(schedule, speed, RECIPE, PROBES) <= 0.9 * budget + 1e-6
+            assert expected_seconds(longer, speed, RECIPE, PROBES) > 0.9 * budget
+        else:
+            assert (schedule.warmup_rounds, schedule.rounds) == (1, 1)
+    assert 200 < fitting < 27 * 28
+
+
+def test_the_cosine_falls_from_first_to_last() -> None:
+    rates = [cosine(step, 100, 0.1, 0.002) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[25] == pytest.approx(0.002 + 0.098 * (2 + 2**0.5) / 4)  # cos(pi / 4) = sqrt(2) / 2
+    assert rates[50] == pytest.approx(0.051)
+    assert rates[100] == pytest.approx(0.002)
+    assert all(before > after for before, after in itertools.pairwise(rates))
+
+
+def test_the_cosine_stays_at_its_end() -> None:
+    assert cosine(101, 100, 0.1, 0.002) == pytest.approx(0.002)
+
+
+def test_seconds_are_the_mean_over_calls_after_one_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 11.0, 20.0, 22.0, 30.0, 36.0])  # calls of 1, 2 and 6 seconds
+    calls: list[None] = []
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert seconds_for(lambda: calls.append(None), CPU) == 3.0
+    assert len(calls) == 4
