@@ -63,7 +63,12 @@ def collect(
 def resolved(space: Workspace, student: DistillRecord) -> Settings:
     """The settings with everything decided that was left open; fed back, they give the same student."""
     settings, record = space.settings, space.teacher.record
-    rounds = {"warmup_rounds": student.warmup_rounds, "rounds": student.rounds}
+    cut_short = student.rounds < student.planned_rounds
+    rounds = {
+        "warmup_rounds": student.warmup_rounds,
+        "rounds": student.planned_rounds,
+        "end_after": student.rounds if cut_short else None,
+    }
     source = {"input_size": record.input.height, "mean": record.input.mean, "std": record.input.std}
     return settings.model_copy(
         update={

@@ -208,7 +208,7 @@ def distill(
         run.save(number, schedule)
         write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
         progress.advance(number + 1, schedule.total, _figures(run.history[-1]))
-    return _finish(run, teacher, embeddings, plan, notes)
+    return _finish(run, schedule, teacher, embeddings, plan, notes)
 
 
 def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings: Settings, compute: Compute) -> Speed:
@@ -249,7 +249,12 @@ def _monitor(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: 
 
 
 def _finish(
-    run: Distillation, teacher: Teacher, embeddings: Tensor, plan: StudentPlan, notes: tuple[str, ...]
+    run: Distillation,
+    schedule: Schedule,
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    notes: tuple[str, ...],
 ) -> DistillRecord:
     """Write the stage's files, then drop what was only for continuing."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
@@ -265,6 +270,7 @@ def _finish(
         parameters=plan.parameters,
         warmup_rounds=len(run.history) - len(learned),
         rounds=len(learned),
+        planned_rounds=schedule.rounds,
         kd_steps=run.history[-1].kd_steps,
         pool_images=len(run.pool),
         probes=len(probes.images),

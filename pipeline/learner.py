@@ -52,7 +52,7 @@ class Learner:
         self.student.train()
         loss = self._loss(images)
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        loss.backward()
         self.optimiser.step()
         self._average_weights()
         return loss.detach()

@@ -113,7 +113,7 @@ def train(
             wanted = teacher_logits(batch)
         loss = distillation(wanted, module(batch), settings.temperature)
         optimiser.zero_grad()
-        torch.autograd.backward(loss)
+        loss.backward()
         optimiser.step()
         schedule.step()
         refresh_weight_scales(module)

@@ -81,6 +81,8 @@ class DistillRecord(Record):
     parameters: int
     warmup_rounds: int
     rounds: int
+    planned_rounds: int
+    """More than `rounds` where a budget ended the run."""
     kd_steps: int
     pool_images: int
     probes: int

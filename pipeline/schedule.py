@@ -28,9 +28,12 @@ class Schedule(Record):
     deadline: float | None
     """Seconds into distillation after which no further round is begun; None without a budget."""
 
+    end_after: int | None = None
+    """Rounds of learning that are run if not all are."""
+
     @property
     def total(self) -> int:
-        return self.warmup_rounds + self.rounds
+        return self.warmup_rounds + min(self.rounds, self.end_after or self.rounds)
 
 
 def expected_seconds(schedule: Schedule, speed: Speed, settings: DistillSettings, probes: ProbeSettings) -> float:
@@ -55,7 +58,9 @@ def plan_schedule(
     At least one round of each is always run; the warm-up leaves the time for it where there is any.
     """
     if speed is None or budget_seconds is None:
-        return Schedule(warmup_rounds=settings.warmup_rounds, rounds=settings.rounds, deadline=None)
+        return Schedule(
+            warmup_rounds=settings.warmup_rounds, rounds=settings.rounds, deadline=None, end_after=settings.end_after
+        )
     usable = SAFETY * budget_seconds - synthesis_batches_held_out(probes) * speed.synthesis
     a_warmup, a_round = _warmup_seconds(speed, settings), _round_seconds(speed, settings)
     warmup = min(settings.warmup_rounds, max(1, math.floor(min(usable / 4, usable - a_round) / a_warmup)))

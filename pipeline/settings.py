@@ -98,6 +98,8 @@ class DistillSettings(Section):
     """Synthetic batches in each of them."""
     rounds: int = Field(default=10, ge=1)
     """Rounds of synthesis and learning in turn."""
+    end_after: int | None = Field(default=None, ge=1)
+    """Round of learning to end with, the cosine cut short; how a run that its budget ended is run again."""
     batches: int = Field(default=1, ge=1)
     """Synthetic batches a round."""
     kd_steps: int = Field(default=60, ge=1)

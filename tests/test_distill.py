@@ -495,6 +495,19 @@ def test_when_time_is_up_the_run_ends_after_a_round_of_learning_and_says_so(
     assert (tmp_path / STUDENT_FILE).exists()
 
 
+def test_a_run_that_its_budget_ended_is_repeated_by_naming_its_last_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    monkeypatch.setattr(module, "plan_schedule", lambda *_: Schedule(warmup_rounds=2, rounds=5, deadline=0.0))
+    record, _ = run(tmp_path / "ended", budget_seconds=1.0)
+    assert (record.rounds, record.planned_rounds) == (1, 5)
+    monkeypatch.undo()
+    rounds = {"warmup_rounds": 2, "rounds": record.planned_rounds, "end_after": record.rounds}
+    run(tmp_path / "again", distill=rounds)
+    assert results(tmp_path / "again") == results(tmp_path / "ended")
+
+
 def test_a_run_that_ends_with_its_last_round_was_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = Schedule(warmup_rounds=1, rounds=1, deadline=0.0)
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)

@@ -168,6 +168,7 @@ def report_data(labels: tuple[str, ...] = DIGITS, **changes: Any) -> ReportData:
             parameters=277_402,
             warmup_rounds=1,
             rounds=29,
+            planned_rounds=29,
             kd_steps=600,
             pool_images=3400,
             probes=1200,

@@ -87,7 +87,7 @@ def train(model: DigitsNet, split: Split, mean: float, std: float) -> None:
         for batch in torch.randperm(len(images))[: batches * BATCH_SIZE].view(batches, BATCH_SIZE):
             loss = F.cross_entropy(model((shifted(images[batch]) - mean) / std), classes[batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.item()

@@ -69,7 +69,7 @@ class Synthesiser:
                 if loss.item() < best.loss or not len(best.images):
                     best = SyntheticBatch(images, targets, loss.item())
                 optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
+                loss.backward()
                 optimiser.step()
         self._remember(statistics)
         return SyntheticBatch((best.images * 255).round().to(torch.uint8), targets, best.loss)
