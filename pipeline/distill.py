@@ -6,6 +6,7 @@ stopped and continued gives the same bits as one that was not, without any rando
 
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from compress.pipeline.learner import Learner, Monitor
 from compress.pipeline.probes import held_out_images, make_probes, teacher_logits
 from compress.pipeline.progress import Progress
 from compress.pipeline.records import DistillRecord, HistoryPoint
-from compress.pipeline.schedule import Schedule, Speed, cosine, plan_schedule, seconds_for
+from compress.pipeline.schedule import Schedule, Speed, cosine, plan_schedule, replan, seconds_for
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan
@@ -200,7 +201,11 @@ def distill(
     monitor = _monitor(teacher, embeddings, settings, compute)
     spent = run.history[-1].seconds if run.history else 0.0
     notes: tuple[str, ...] = ()
-    for number in range(first, schedule.total):
+    for number in count(first):
+        if number == schedule.warmup_rounds:
+            schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
+        if number == schedule.total:
+            break
         if run.best and _too_late(run.history, schedule.deadline):
             notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
             break

@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from compress.pipeline.device import Compute
 from compress.pipeline.records import Record
 from compress.pipeline.settings import DistillSettings, ProbeSettings
 
-SAFETY = 0.9
+SAFETY = 0.95
 """Share of the budget that is planned for: machines slow down, and a plan that is cut short never cools its student."""
 
 
@@ -19,6 +19,14 @@ class Speed(Record):
     adversarial_synthesis: float
     kd_step: float
 
+    def times(self, factor: float) -> "Speed":
+        """Everything slower by a factor."""
+        return Speed(
+            synthesis=factor * self.synthesis,
+            adversarial_synthesis=factor * self.adversarial_synthesis,
+            kd_step=factor * self.kd_step,
+        )
+
 
 class Schedule(Record):
     """Rounds of warm-up and of learning, and what they are expected to take."""
@@ -26,8 +34,9 @@ class Schedule(Record):
     warmup_rounds: int
     rounds: int
     deadline: float | None
-    """Seconds into distillation after which no further round is begun; None without a budget."""
-
+    """Seconds into distillation by which the last round must have ended; None without a budget."""
+    speed: Speed | None = None
+    """What the rounds were planned with; None without a budget."""
     end_after: int | None = None
     """Rounds of learning that are run if not all are."""
 
@@ -66,7 +75,23 @@ def plan_schedule(
     warmup = min(settings.warmup_rounds, max(1, math.floor(min(usable / 4, usable - a_round) / a_warmup)))
     rounds = max(1, math.floor((usable - warmup * a_warmup) / a_round))
     reserve = _probe_batches(probes) * speed.synthesis
-    return Schedule(warmup_rounds=warmup, rounds=rounds, deadline=max(budget_seconds - reserve, 0.0))
+    return Schedule(warmup_rounds=warmup, rounds=rounds, deadline=max(budget_seconds - reserve, 0.0), speed=speed)
+
+
+def replan(schedule: Schedule, seconds: Sequence[float], settings: DistillSettings) -> Schedule:
+    """The rounds that fit by what the warm-up really took, since a few timed steps are a poor forecast.
+
+    Args:
+        schedule: the plan so far.
+        seconds: at which second each round of the warm-up had ended; the first one's start is not known.
+        settings: what a round consists of.
+    """
+    if schedule.speed is None or schedule.deadline is None or len(seconds) < 2:
+        return schedule
+    measured = (seconds[-1] - seconds[0]) / (len(seconds) - 1)
+    speed = schedule.speed.times(measured / _warmup_seconds(schedule.speed, settings))
+    rounds = max(1, math.floor((SAFETY * schedule.deadline - seconds[-1]) / _round_seconds(speed, settings)))
+    return schedule.model_copy(update={"rounds": rounds})
 
 
 def _probe_batches(probes: ProbeSettings) -> int:

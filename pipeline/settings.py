@@ -148,7 +148,7 @@ class QuantizeSettings(Section):
     """Steps that the fake-quantized student is trained for against the teacher, on the pool."""
     batch_size: int = Field(default=64, ge=2)
     """Images a step of the tail."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Where the cosine of the tail begins."""
     temperature: float = Field(default=4.0, gt=0)
     """What logits are divided by before they are compared."""

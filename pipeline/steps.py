@@ -144,7 +144,8 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
         return record
 
     def summary(record: QuantizeRecord) -> str:
-        return f"int8 {record.scheme} in {len(record.quantized_layers)} layers, {record.tail_steps} steps of training"
+        tail = f"{record.tail_steps} steps of training" if record.tail_steps else "training did not better it"
+        return f"int8 {record.scheme} in {len(record.quantized_layers)} layers, calibrated; {tail}"
 
     return space.stage("quantize", inputs, QuantizeRecord, produce, summary)
 

@@ -458,16 +458,32 @@ SPEED = Speed(synthesis=1.0, adversarial_synthesis=1.0, kd_step=1.0)
 
 def test_a_budget_decides_on_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    monkeypatch.setattr(module, "replan", lambda schedule, *_: schedule)
     record, heard = run(tmp_path, budget_seconds=30.0, synthesis=LITTLE)
-    # 0.9 * 30 - 4 = 23 s; a quarter is 2 rounds of warm-up, which leave 19 s for 6 rounds of learning.
+    # 0.95 * 30 - 4 = 24.5 s; a quarter is 2 rounds of warm-up, which leave 20.5 s for 6 rounds of learning.
     assert (record.warmup_rounds, record.rounds, len(heard)) == (2, 6, 8)
     assert record.notes == ()
+
+
+def test_the_plan_is_corrected_once_when_the_warm_up_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+
+    def three_rounds(schedule: Schedule, seconds: list[float], _: object) -> Schedule:
+        seen.append(seconds)
+        return schedule.model_copy(update={"rounds": 3})
+
+    monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    monkeypatch.setattr(module, "replan", three_rounds)
+    record, heard = run(tmp_path, budget_seconds=30.0, synthesis=LITTLE)
+    assert (record.warmup_rounds, record.rounds, record.planned_rounds, len(heard)) == (2, 3, 3, 5)
+    assert seen == [[point.seconds for point in record.history[:2]]]
 
 
 def test_a_continued_run_keeps_the_plan_of_the_first_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    monkeypatch.setattr(module, "replan", lambda schedule, *_: schedule)
     run(tmp_path / "whole", budget_seconds=30.0, synthesis=LITTLE)
     interrupt(tmp_path / "cut", 4, budget_seconds=30.0, synthesis=LITTLE)
     slower = Speed(synthesis=3.0, adversarial_synthesis=3.0, kd_step=3.0)
