@@ -3,6 +3,7 @@
 Results go to stdout, everything else to stderr. Nothing heavy is imported before a command needs it.
 """
 
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from compress import __version__
-from compress.pipeline.errors import CompressError, Interrupted, UsageError
+from compress.pipeline.errors import CompressError, Interrupted, MissingResourceError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,11 @@ class DefaultGroup(TyperGroup):
             raise _ending(Interrupted("Stopped.", "The same command continues where it was.")) from None
         except CompressError as error:
             raise _ending(error) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            hint = "Smaller batches need less: --set synthesis.batch_size=50 --set distill.batch_size=64."
+            raise _ending(MissingResourceError("The memory is full.", hint)) from error
 
 
 app = typer.Typer(cls=DefaultGroup, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -253,7 +259,7 @@ def verify_command(
     """Check a delivered folder against its manifest; exits with 4 when something differs."""
     from compress.exporters.bundle import verify_manifest
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise UsageError(f"There is no folder '{folder}'.", "Name the folder that `compress` wrote with -o.")
     problems = verify_manifest(folder)
     for problem in problems or [f"{folder}: every file is as it was delivered."]:
@@ -272,6 +278,9 @@ def schema_command() -> None:
 def main() -> None:
     """The entry point."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # A terminal that lacks a character is no reason to fail.
     app()
 
 
@@ -321,6 +330,7 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
 
     from compress.pipeline.fidelity import verdict_sentence
     from compress.pipeline.report import render_table
+    from compress.pipeline.report.data import strict_json
     from compress.pipeline.workspace import STAGES
 
     validation, engine = delivery.report.validation, delivery.report.export.engine
@@ -335,7 +345,7 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
             "engine": engine.message,
             "validation": validation.model_dump(mode="json"),
         }
-        typer.echo(json.dumps(content, indent=2))
+        typer.echo(strict_json(content))
         return
     stdout = _stdout()
     stdout.print(render_table(validation))
@@ -391,6 +401,15 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 def _interrupt(number: int, frame: object) -> None:
     """A polite request to end is like Ctrl-C: stop now, continue later."""
     raise KeyboardInterrupt
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch's own class derives from RuntimeError, and on a CPU it raises that alone; torch need not be imported."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _ending(error: CompressError) -> typer.Exit:

@@ -6,13 +6,14 @@ with a manifest is whole. Stage folders under `work/` are no part of the deliver
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,10 +24,13 @@ MANIFEST = "manifest.json"
 MARKER = ".compress"
 WORK = "work"
 PACKAGES = ("torch", "onnx", "onnxruntime")
+ENGINE_FILES = ("student.plan", "student.plan.json", "engine.receipt.json", "student.trt*.timing.cache")
+"""What an engine build leaves in the folder. `deploy/build_engine.sh` does so after the delivery was sealed."""
 
 _PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM)
+_NO_PATH = (errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @contextlib.contextmanager
@@ -48,6 +52,10 @@ def friendly_os_errors(path: Path) -> Iterator[None]:
             raise UsageError(f"There is no permission to write {path}.", "Choose another folder with -o.") from error
         if error.errno == errno.EROFS:
             raise UsageError(f"{path} is on a read-only file system.", "Choose another folder with -o.") from error
+        if error.errno in _NO_PATH:
+            raise UsageError(
+                f"{path} is no possible path: {error.strerror}.", "Choose another folder with -o."
+            ) from error
         raise
 
 
@@ -58,9 +66,9 @@ def claim_output_folder(folder: Path) -> None:
         UsageError: it is a file, holds something that is not ours, or cannot be written.
         MissingResourceError: the disk is full.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"The output folder {folder} is a file.", "Choose another folder with -o.")
     with friendly_os_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"The output folder {folder} is a file.", "Choose another folder with -o.")
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not _is_ours(folder):
             raise UsageError(
@@ -72,15 +80,15 @@ def claim_output_folder(folder: Path) -> None:
 
 def deliver(folder: Path, files: Mapping[str, Path | bytes]) -> None:
     """Puts the files into the claimed folder under their names (`/` separates folders), and takes away what an earlier
-    run delivered and this one does not; files that the earlier manifest does not list are left alone.
+    run delivered and this one does not, with the engine that was built of it; other files are left alone.
 
-    Write whatever else belongs to the delivery after this, and then the manifest.
+    Write the manifest after this.
 
     Raises:
         UsageError: a name leads out of the folder, or the folder cannot be written.
         MissingResourceError: the disk is full.
     """
-    stale = _listed(folder).keys() - files.keys()
+    stale = (_listed(folder).keys() | _engine_files(_present(folder))) - files.keys()
     with friendly_os_errors(folder):
         for name in sorted(stale):
             _inside(folder, name).unlink(missing_ok=True)
@@ -91,8 +99,8 @@ def deliver(folder: Path, files: Mapping[str, Path | bytes]) -> None:
         write_file(_inside(folder, name), content)
 
 
-def write_manifest(folder: Path, *, provenance: Mapping[str, Any]) -> Path:
-    """Seals the folder: SHA-256 and size of every delivered file, package versions and where it all comes from.
+def write_manifest(folder: Path, *, names: Iterable[str], provenance: Mapping[str, Any]) -> Path:
+    """Seals the folder: SHA-256 and size of the files of those names, package versions and where it all comes from.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -102,7 +110,7 @@ def write_manifest(folder: Path, *, provenance: Mapping[str, Any]) -> Path:
         "made_by": "compress",
         "files": {
             name: {"sha256": sha256_of(folder / name), "size_bytes": (folder / name).stat().st_size}
-            for name in sorted(_delivered(folder))
+            for name in sorted(names)
         },
         "packages": {
             "compress": compress.__version__,
@@ -117,13 +125,16 @@ def write_manifest(folder: Path, *, provenance: Mapping[str, Any]) -> Path:
 
 
 def verify_manifest(folder: Path) -> list[str]:
-    """What differs from the manifest, one sentence each; empty when the folder is as it was sealed."""
+    """What differs from the manifest, one sentence each; empty when the folder is as it was sealed.
+
+    An engine that was built since then is no difference.
+    """
     listed = _listed(folder)
     if not listed:
         return [f"{MANIFEST} is missing or is not a manifest made by compress."]
-    present = _delivered(folder)
+    present = _present(folder)
     problems = [f"{name} is missing." for name in sorted(listed.keys() - present)]
-    problems += [f"{name} was added." for name in sorted(present - listed.keys())]
+    problems += [f"{name} was added." for name in sorted(present - listed.keys() - _engine_files(present))]
     for name in sorted(present & listed.keys()):
         if (folder / name).is_symlink():
             problems.append(f"{name} is a link; a delivery holds files only.")
@@ -211,8 +222,12 @@ def _is_partial(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(_PARTIAL)
 
 
-def _delivered(folder: Path) -> set[str]:
+def _present(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST, MARKER}
+
+
+def _engine_files(names: set[str]) -> set[str]:
+    return {name for pattern in ENGINE_FILES for name in fnmatch.filter(names, pattern)}
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ import jinja2
 
 from compress.exporters.bundle import write_file
 from compress.exporters.targets import Target
-from compress.exporters.tensorrt_engine import precision_flags, shape_flags
+from compress.exporters.tensorrt_engine import precision_flags, read_graph, shape_flags
 from compress.pipeline.records import ExportedGraph, InputSpec
 
 PLAN_NAME = "student.plan"
@@ -21,7 +21,7 @@ _REPLAY_BATCH = 16
 def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], input: InputSpec) -> None:
     """Writes `deploy/` into the delivered folder: `build_engine.sh` where TensorRT is the runtime, and the replay.
 
-    The graph that the target ships is the one that is built and replayed; its batch is open.
+    The graph that the target ships is the one that is built and replayed; it lies in the folder already.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -29,23 +29,25 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
     """
     graph = next(graph for graph in graphs if graph.precision == target.shipped)
     needs_engine = target.runtime == "tensorrt"
+    batch = read_graph(folder / graph.file_name).shape[0]
+    largest = target.max_batch if needs_engine else _REPLAY_BATCH
     replay = {
         "onnx": graph.file_name,
         "plan": PLAN_NAME if needs_engine else None,
         "trtexec": target.trtexec,
-        "batch": target.max_batch if needs_engine else _REPLAY_BATCH,
+        "batch": batch if batch > 0 else largest,
         "min_agreement": target.gates.min_agreement,
     }
     deploy = folder / "deploy"
     write_file(deploy / "replay.json", json.dumps(replay, indent=2).encode() + b"\n")
     write_file(deploy / "replay_probes.py", _TEMPLATES / "replay_probes.py")
     if needs_engine:
-        write_file(deploy / "build_engine.sh", build_script(target, graph, input).encode())
+        write_file(deploy / "build_engine.sh", build_script(target, graph, input, batch).encode())
 
 
-def build_script(target: Target, graph: ExportedGraph, input: InputSpec) -> str:
-    """The bash script that builds the engine of that graph on the device."""
-    shape = (-1, input.channels, input.height, input.width)
+def build_script(target: Target, graph: ExportedGraph, input: InputSpec, batch: int) -> str:
+    """The bash script that builds the engine of that graph on the device; a batch of -1 is open."""
+    shape = (batch, input.channels, input.height, input.width)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,

@@ -63,9 +63,16 @@ def lint(onnx_path: Path, target: Target) -> list[Finding]:
 
     Raises:
         UsageError: the file cannot be read.
-        InputError: it is no ONNX file.
+        InputError: it is no ONNX file, or a malformed one.
     """
-    graph = _Graph(_read(onnx_path))
+    model = _read(onnx_path)
+    try:
+        return _findings(_Graph(model), target)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # nodes without inputs, weights without bytes
+        raise _no_model(onnx_path) from error
+
+
+def _findings(graph: "_Graph", target: Target) -> list[Finding]:
     checks = [_newer_than_target(graph, target)]
     if target.runtime == "tensorrt":
         checks += [

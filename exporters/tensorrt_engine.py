@@ -115,7 +115,7 @@ def trtexec_line(
 
 
 def build_engine(onnx: Path, plan: Path, target: Target) -> EngineRecord:
-    """Builds the engine if this machine is the target's and TensorRT is here; else says how the device builds it.
+    """Builds the engine if this machine is the target's and can also run it; else says how the device builds it.
 
     Writes the plan, `<plan>.json` with its provenance and the precisions that its layers really run in, and the timing
     cache.
@@ -128,7 +128,8 @@ def build_engine(onnx: Path, plan: Path, target: Target) -> EngineRecord:
     if target.runtime != "tensorrt":
         return _no_engine("No engine is needed: ONNX Runtime runs the ONNX file itself.")
     graph = read_graph(onnx)
-    trt = find_tensorrt() if _is_here(target) else None
+    # Without CUDA in torch, what is built here could not be validated here.
+    trt = find_tensorrt() if _is_here(target) and torch.cuda.is_available() else None
     if trt is None or version_numbers(trt.__version__) < _OLDEST_WITH_NAMED_TENSORS:
         return _no_engine(_recipe(onnx, plan, target, graph))
     logger = _logger(trt)
@@ -198,7 +199,7 @@ def _details(trt: Any, engine: Any, onnx: Path, timing_cache: Path) -> dict[str,
     inspection = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return {
         "tensorrt": trt.__version__,
-        "compute_capability": _compute_capability(),
+        "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()),
         "l4t": _L4T_RELEASE.read_text(encoding="utf-8").splitlines()[0] if _L4T_RELEASE.exists() else None,
         "onnx": onnx.name,
         "onnx_sha256": sha256_of(onnx),
@@ -267,13 +268,6 @@ def _is_here(target: Target) -> bool:
     if target.soc is None:
         return True
     return _DEVICE_TREE.exists() and target.soc.encode() in _DEVICE_TREE.read_bytes()
-
-
-def _compute_capability() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}.{minor}"
 
 
 def _logger(trt: Any) -> Any:

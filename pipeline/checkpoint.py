@@ -14,6 +14,9 @@ from compress.exporters.bundle import sha256_of, write_file
 
 INDEX = "checkpoint.index"
 
+RESUME_FILES = ("checkpoint*", "pool-*.safetensors")
+"""What only serves to continue."""
+
 
 def save_checkpoint(folder: Path, round_number: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     """Write a checkpoint after a round; the index is written last, then files that it no longer names are removed."""
@@ -42,8 +45,8 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Delete all that belongs to checkpoints, once the stage is done."""
-    _remove([*folder.glob("checkpoint*"), *folder.glob("pool-*.safetensors")])
+    """Delete all that belongs to checkpoints."""
+    _remove(path for pattern in RESUME_FILES for path in sorted(folder.glob(pattern)))
 
 
 def momentum_of(optimiser: torch.optim.SGD) -> dict[str, Tensor]:

@@ -23,8 +23,8 @@ from compress.pipeline.records import (
 )
 from compress.pipeline.report import ReportData, render, sample_grid
 from compress.pipeline.settings import Settings
-from compress.pipeline.stages import STAGE_FILE
-from compress.pipeline.workspace import STAGES, Workspace, package_versions
+from compress.pipeline.stages import STAGE_FILE, package_versions
+from compress.pipeline.workspace import STAGES, Workspace
 
 SAMPLES = 40
 """Probes that the report shows."""
@@ -69,7 +69,9 @@ def resolved(space: Workspace, student: DistillRecord) -> Settings:
         "rounds": student.planned_rounds,
         "end_after": student.rounds if cut_short else None,
     }
-    source = {"input_size": record.input.height, "mean": record.input.mean, "std": record.input.std}
+    square = record.input.height == record.input.width  # One number cannot say more; the checkpoint says it again.
+    size = record.input.height if square else None
+    source = {"input_size": size, "mean": record.input.mean, "std": record.input.std}
     return settings.model_copy(
         update={
             "budget_seconds": None,
@@ -97,7 +99,7 @@ def package(space: Workspace, report: ReportData) -> None:
         "settings.yaml": yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True).encode(),
     }
     deliver(space.folder, files)
-    write_manifest(space.folder, provenance=_provenance(report))
+    write_manifest(space.folder, names=files, provenance=_provenance(report))
     summary = f"{len(files) + 1} files in {space.folder}"
     space.progress.stage_finished(summary, reused=False, seconds=time.monotonic() - started)
 

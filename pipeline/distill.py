@@ -26,10 +26,10 @@ from compress.pipeline.checkpoint import (
 )
 from compress.pipeline.device import Compute, derived_seed
 from compress.pipeline.learner import Learner, Monitor
-from compress.pipeline.probes import held_out_images, make_probes, teacher_logits
+from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
 from compress.pipeline.progress import Progress
 from compress.pipeline.records import DistillRecord, HistoryPoint
-from compress.pipeline.schedule import Schedule, Speed, cosine, plan_schedule, replan, seconds_for
+from compress.pipeline.schedule import Schedule, Speed, cosine, expected_seconds, plan_schedule, replan, seconds_for
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan
@@ -195,16 +195,19 @@ def distill(
         budget_seconds: time for this stage; None runs the rounds of the settings.
     """
     teacher = teacher.to(compute.device, torch.channels_last)
+    settings = with_enough_probes(settings, len(embeddings))
     started = time.monotonic()
     run = Distillation(teacher, embeddings, plan, settings, compute, folder)
     first, schedule = run.restore() or (0, _schedule(teacher, embeddings, plan, settings, compute, budget_seconds))
+    if schedule.speed and budget_seconds and _least_seconds(schedule.speed, settings) > budget_seconds:
+        progress.note("The budget is too short for one round and the probes: this run will take longer.")
     monitor = _monitor(teacher, embeddings, settings, compute)
     spent = run.history[-1].seconds if run.history else 0.0
     notes: tuple[str, ...] = ()
     for number in count(first):
         if number == schedule.warmup_rounds:
             schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
-        if number == schedule.total:
+        if number >= schedule.total:
             break
         if run.best and _too_late(run.history, schedule.deadline):
             notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
@@ -261,12 +264,11 @@ def _finish(
     plan: StudentPlan,
     notes: tuple[str, ...],
 ) -> DistillRecord:
-    """Write the stage's files, then drop what was only for continuing."""
+    """Write the stage's files; what is only for continuing is dropped by the stage runner, once nothing can get lost."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
     run.pool.save(run.folder / POOL_FILE)
     probes = make_probes(teacher, embeddings, run.settings, run.compute)
     probes.save(run.folder / PROBES_FILE)
-    remove_checkpoint(run.folder)
     learned = [point for point in run.history if point.monitor_agreement is not None]
     return DistillRecord(
         student=plan.name,
@@ -283,6 +285,12 @@ def _finish(
         history=tuple(run.history),
         notes=notes,
     )
+
+
+def _least_seconds(speed: Speed, settings: Settings) -> float:
+    """What no run can do without: a round of each kind, and the held-out images."""
+    least = Schedule(warmup_rounds=1, rounds=1, deadline=None)
+    return expected_seconds(least, speed, settings.distill, settings.probes)
 
 
 def _too_late(history: list[HistoryPoint], deadline: float | None) -> bool:

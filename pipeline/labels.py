@@ -51,11 +51,11 @@ def label_text(label: str) -> str:
 
 
 def _file_bytes(path: Path) -> bytes:
-    if not path.exists():
-        raise UsageError(f"There is no labels file {_shown(path)}.", _ONE_NAME_A_LINE)
-    if not path.is_file():
-        raise UsageError(f"{_shown(path)} is not a file.", _ONE_NAME_A_LINE)
     try:
+        if not path.exists():
+            raise UsageError(f"There is no labels file {_shown(path)}.", _ONE_NAME_A_LINE)
+        if not path.is_file():
+            raise UsageError(f"{_shown(path)} is not a file.", _ONE_NAME_A_LINE)
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise InputError(f"The labels file {_shown(path)} is absurdly large: {size:,} bytes.", _ONE_NAME_A_LINE)

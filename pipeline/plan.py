@@ -9,6 +9,7 @@ from compress.pipeline.device import choose_compute
 from compress.pipeline.distill import speed_here
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
+from compress.pipeline.probes import with_enough_probes
 from compress.pipeline.records import Record
 from compress.pipeline.schedule import expected_seconds, plan_schedule
 from compress.pipeline.settings import Settings
@@ -61,6 +62,7 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
         checkpoint, input_size=settings.teacher.input_size, mean=settings.teacher.mean, std=settings.teacher.std
     )
     record = teacher.record
+    settings = with_enough_probes(settings, record.num_classes)
     check_label_count(labels, record.num_classes)
     student = plan_student(record, settings.student)
     embed = settings.embed

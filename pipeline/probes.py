@@ -4,6 +4,7 @@ They come from freshly initialised generators with seeds of their own, so that t
 what fills the pool.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,9 @@ from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
 
 KINDS = ("synthesised", "augmented", "mixed")
+
+PROBES_A_CLASS = 3
+"""At least, on average; with fewer, a class that the teacher names on most of its images could go unseen."""
 
 
 class Probes(NamedTuple):
@@ -52,14 +56,21 @@ def held_out_images(
     batches: int,
     generators: int,
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training."""
+    """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training.
+
+    With more classes than a batch has images, the batches share the classes out between them.
+    """
+    batch_size, num_classes = settings.synthesis.batch_size, len(embeddings)
+    torch.manual_seed(derived_seed(settings.seed, purpose, "classes"))
+    dealt = class_sequence(batches * batch_size, num_classes).split(batch_size) if num_classes > batch_size else None
     made: list[tuple[Tensor, Tensor]] = []
     for number, share in enumerate(_shares(batches, generators)):
         torch.manual_seed(derived_seed(settings.seed, purpose, number))
         synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
         for _ in range(settings.probes.warmup_batches):
             synthesiser.make()
-        made += [synthesiser.make()[:2] for _ in range(share)]
+        for _ in range(share):
+            made.append(synthesiser.make(targets=dealt[len(made)] if dealt else None)[:2])
     return torch.cat([images for images, _ in made]), torch.cat([targets for _, targets in made])
 
 
@@ -88,6 +99,18 @@ def make_probes(teacher: Teacher, embeddings: Tensor, settings: Settings, comput
         targets=targets.cpu().numpy(),
         kind=kind,
     )
+
+
+def with_enough_probes(settings: Settings, num_classes: int) -> Settings:
+    """The settings with batches enough for `PROBES_A_CLASS` probes of each class, since the verdict must see them all."""
+    least = math.ceil(PROBES_A_CLASS * num_classes / settings.synthesis.batch_size)
+    probes = settings.probes.model_copy(update={"batches": max(settings.probes.batches, least)})
+    return settings.model_copy(update={"probes": probes})
+
+
+def class_sequence(count: int, num_classes: int) -> Tensor:
+    """Classes `[count]`: shuffled runs of all classes, one after the other, so that none comes twice before all came."""
+    return torch.cat([torch.randperm(num_classes) for _ in range(-(-count // num_classes))])[:count]
 
 
 def mix(images: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def expected_seconds(schedule: Schedule, speed: Speed, settings: DistillSettings
     return (
         synthesis_batches_held_out(probes) * speed.synthesis
         + schedule.warmup_rounds * _warmup_seconds(speed, settings)
-        + schedule.rounds * _round_seconds(speed, settings)
+        + (schedule.total - schedule.warmup_rounds) * _round_seconds(speed, settings)
     )
 
 

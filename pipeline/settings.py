@@ -30,7 +30,7 @@ class Section(BaseModel):
 class TeacherSettings(Section):
     """What the checkpoint does not say about itself."""
 
-    input_size: int | None = Field(default=None, ge=8, le=1024)
+    input_size: int | None = Field(default=None, ge=1, le=1024)
     """Height and width of the teacher's input in pixels; by default as the checkpoint or its architecture says."""
     mean: tuple[float, ...] | None = None
     """Per-channel mean that the teacher's training subtracted, for pixels in [0, 1]."""
@@ -62,7 +62,7 @@ class SynthesisSettings(Section):
     """How images are made. Source: NAYER, CVPR 2024, section 3; symbols as there."""
 
     batch_size: int = Field(default=100, ge=2)
-    """Images a synthetic batch; every class appears in it equally often."""
+    """Images a synthetic batch; every class appears in it equally often, or a random share of them where not all fit."""
     steps: int = Field(default=30, ge=1)
     """Optimiser steps on the generator for each batch of images."""
     learning_rate: float = Field(default=4e-3, gt=0)
@@ -122,7 +122,7 @@ class DistillSettings(Section):
     """Weight of matching the teacher's stage outputs, where the student has stages of the same shapes."""
     average_decay: float = Field(default=0.98, ge=0, lt=1)
     """Decay per step of the running average of the student's weights, which is what is shipped; 0 ships the last."""
-    pool_limit: int = Field(default=50_000, ge=1)
+    pool_limit: int = Field(default=50_000, ge=4)
     """Images the pool holds; beyond it the oldest leave."""
 
 

@@ -8,11 +8,13 @@ it wrote, and its record. A partial folder survives a crash only for stages that
 import fcntl
 import hashlib
 import json
+import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -48,7 +50,7 @@ def run_stage(
     record_type: type[RecordT],
     produce: Callable[[Path], RecordT],
     *,
-    resumable: bool = False,
+    resume_files: Sequence[str] = (),
 ) -> StageResult:
     """Run `produce` into `folder`, unless the folder already holds what these inputs give.
 
@@ -57,23 +59,27 @@ def run_stage(
         inputs: everything that the stage reads, as JSON: settings, and hashes of files.
         record_type: what `produce` returns, for reading it back.
         produce: writes its files into the folder it is given and returns the record.
-        resumable: whether `produce` continues from what an interrupted run with the same inputs left.
+        resume_files: patterns of files by which `produce` continues what an interrupted run with the same inputs left;
+            none where it cannot. They are removed when the stage is whole.
     """
     key = _key(folder.name, inputs)
     finished = _finished(folder, key, record_type)
     if finished is not None:
         return finished
-    partial = _partial_folder(folder, key, resumable)
+    partial = _partial_folder(folder, key, resumable=bool(resume_files))
     started = time.monotonic() - _seconds_before(partial)
     record = produce(partial)
     seconds = round(time.monotonic() - started, 3)
-    (partial / INPUTS_FILE).unlink()
-    files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in _files(partial)}
+    passing = [path for pattern in (INPUTS_FILE, SECONDS_FILE, *resume_files) for path in partial.glob(pattern)]
+    kept = [path for path in _files(partial) if path not in passing and path != partial / STAGE_FILE]
+    files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in kept}
     content = {"inputs": key, "seconds": seconds, "files": files, "record": record.model_dump(mode="json")}
     write_file(partial / STAGE_FILE, json.dumps(content, indent=1).encode())
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
+    for path in passing:
+        (folder / path.name).unlink()
     return StageResult(record, folder, reused=False, seconds=seconds)
 
 
@@ -107,8 +113,17 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
+@cache
+def package_versions() -> dict[str, str]:
+    """What the numbers depend on; with other versions nothing is reused."""
+    packages = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers")
+    own = {"compress": compress.__version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in packages}
+
+
 def _key(name: str, inputs: Mapping[str, Any]) -> str:
-    text = json.dumps({"stage": name, "code": code_version(), "inputs": inputs}, sort_keys=True)
+    read = {"stage": name, "code": code_version(), "packages": package_versions(), "inputs": inputs}
+    text = json.dumps(read, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -119,11 +134,12 @@ def _finished(folder: Path, key: str, record_type: type[RecordT]) -> StageResult
             sha256_of(folder / name) == sha for name, sha in content["files"].items()
         )
         record = record_type.model_validate_json(json.dumps(content["record"])) if same else None
+        seconds = float(content["seconds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return None  # Missing, damaged or made by another version: the stage runs again.
     if record is None:
         return None
-    return StageResult(record, folder, reused=True, seconds=content["seconds"])
+    return StageResult(record, folder, reused=True, seconds=seconds)
 
 
 def _partial_folder(folder: Path, key: str, resumable: bool) -> Path:

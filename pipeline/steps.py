@@ -9,8 +9,8 @@ from compress.exporters.deploy import PLAN_NAME, write_deploy
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.runners import EngineRunner, OnnxRunner, Runner, TorchRunner, median_latency_ms
 from compress.exporters.targets import Precision
-from compress.exporters.tensorrt_engine import build_engine
-from compress.pipeline.checkpoint import write_tensors
+from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
+from compress.pipeline.checkpoint import RESUME_FILES, write_tensors
 from compress.pipeline.device import derived_seed
 from compress.pipeline.distill import POOL_FILE, PROBES_FILE, STUDENT_FILE
 from compress.pipeline.distill import distill as distill_student
@@ -34,11 +34,13 @@ from compress.pipeline.workspace import (
     QUANTIZED_FILE,
     Workspace,
     cpu_name,
-    package_versions,
 )
 
 RESERVE_SECONDS = 90.0
 """Kept back from a budget for what follows distillation, but never more than a quarter of it."""
+
+SAME_TEXT = 0.999
+"""Cosine above which two class names give the generator nothing to tell their images apart by."""
 
 PARITY_IMAGES = 16
 """Probes on which an exported graph must answer as torch does."""
@@ -80,7 +82,13 @@ def embed(space: Workspace, labels: tuple[str, ...]) -> EmbeddingRecord:
     def summary(record: EmbeddingRecord) -> str:
         return f"{len(labels)} class names through {record.encoder}, {record.dimension} values each"
 
-    return space.stage("embed", inputs, EmbeddingRecord, produce, summary)
+    record = space.stage("embed", inputs, EmbeddingRecord, produce, summary)
+    if record.closest_pair and record.closest_pair[2] > SAME_TEXT:
+        one, other, _ = record.closest_pair
+        space.progress.note(
+            f"The class names '{one}' and '{other}' mean the same to the text encoder; tell them apart."
+        )
+    return record
 
 
 def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
@@ -108,7 +116,7 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
             f"{record.kd_steps:,} steps on {record.pool_images:,} synthetic images"
         )
 
-    record = space.stage("distill", inputs, DistillRecord, produce, summary, resumable=True)
+    record = space.stage("distill", inputs, DistillRecord, produce, summary, resume_files=RESUME_FILES)
     for note in record.notes:
         space.progress.note(note)
     return record
@@ -150,6 +158,12 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
     return space.stage("quantize", inputs, QuantizeRecord, produce, summary)
 
 
+def engine_builder() -> list[str | None]:
+    """What decides on whether an engine can be built here, and for what: TensorRT's version and the GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return [getattr(find_tensorrt(), "__version__", None), gpu]
+
+
 def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) -> ExportRecord:
     """Students to the graphs that the target takes, and to the engine where it can be built."""
     target, teacher_input = space.target, space.teacher.record.input
@@ -162,7 +176,7 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
         "gates": space.settings.gates.model_dump(mode="json"),
         "labels": labels,
         "dynamic_batch": dynamic_batch,
-        "versions": package_versions(),
+        "builder": engine_builder() if target.runtime == "tensorrt" else None,
     }
     metadata = {
         "labels": "\n".join(labels),
@@ -203,7 +217,8 @@ def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -
     inputs = {
         "student": space.sha256("distill", STUDENT_FILE),
         "graphs": [graph.sha256 for graph in exported.graphs],
-        "engine": exported.engine.model_dump(mode="json"),
+        "engine": space.sha256("export", PLAN_NAME) if exported.engine.built else None,
+        "cpu": cpu_name(),
         "probes": space.sha256("distill", PROBES_FILE),
         "gates": gates.model_dump(mode="json"),
     }

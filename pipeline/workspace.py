@@ -2,16 +2,14 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors.torch import load_file
 from torch import Tensor, fx
 
-import compress
 from compress.exporters.bundle import sha256_of
 from compress.exporters.qdq import insert_fake_quantization
 from compress.exporters.targets import Target, load_target
@@ -58,13 +56,13 @@ class Workspace:
         produce: Callable[[Path], RecordT],
         summary: Callable[[RecordT], str],
         *,
-        resumable: bool = False,
+        resume_files: Sequence[str] = (),
     ) -> RecordT:
         """Announce a stage, run it unless its folder holds what these inputs give, and say in one line what came out."""
         number = STAGES.index(name) + 1
         self.progress.stage_started(number, len(STAGES), name)
         folder = self.folder / "work" / f"{number}-{name}"
-        result = run_stage(folder, inputs, record_type, produce, resumable=resumable)
+        result = run_stage(folder, inputs, record_type, produce, resume_files=resume_files)
         self.results[name] = result
         record: RecordT = result.record
         self.progress.stage_finished(summary(record), reused=result.reused, seconds=result.seconds)
@@ -112,16 +110,6 @@ class Workspace:
     def elapsed(self) -> float:
         """Seconds since the command began."""
         return time.monotonic() - self.started
-
-
-def package_versions() -> dict[str, str]:
-    """What the numbers depend on."""
-    packages = ("torch", "onnx", "onnxruntime", "onnxscript", "transformers")
-    return {
-        "compress": compress.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 def cpu_name() -> str:

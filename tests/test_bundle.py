@@ -19,8 +19,9 @@ from compress.pipeline.errors import CompressError, MissingResourceError, UsageE
 def delivered(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     claim_output_folder(folder)
-    deliver(folder, {"student.onnx": b"weights", "deploy/build_engine.sh": b"#!/bin/sh\n"})
-    write_manifest(folder, provenance={"seed": 1})
+    files = {"student.onnx": b"weights", "deploy/build_engine.sh": b"#!/bin/sh\n"}
+    deliver(folder, files)
+    write_manifest(folder, names=files, provenance={"seed": 1})
     return folder
 
 
@@ -63,6 +64,13 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         claim_output_folder(path)
 
 
+@pytest.mark.parametrize(("name", "reason"), [("file/x", "Not a directory"), ("x" * 300, "File name too long")])
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=f"is no possible path: {reason}"):
+        claim_output_folder(tmp_path / name)
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "replace", failing(errno.EACCES))
     with pytest.raises(UsageError, match="no permission to write") as caught:
@@ -80,6 +88,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
         (errno.EACCES, UsageError, "no permission to write"),
         (errno.EPERM, UsageError, "no permission to write"),
         (errno.EROFS, UsageError, "read-only file system"),
+        (errno.ENOTDIR, UsageError, "no possible path: Not a directory"),
+        (errno.ENAMETOOLONG, UsageError, "no possible path: File name too long"),
     ],
 )
 def test_what_a_disk_refuses_becomes_a_sentence(code: int, kind: type[CompressError], message: str) -> None:
@@ -120,6 +130,25 @@ def test_a_later_run_takes_away_what_it_no_longer_makes_and_nothing_else(deliver
     assert names == {bundle.MARKER, "notes.txt", "student.int8.onnx"}
 
 
+ENGINE = ["student.plan", "student.plan.json", "engine.receipt.json", "student.trt10.3.0.timing.cache"]
+
+
+def test_an_engine_that_was_built_since_is_no_difference_and_goes_with_its_student(delivered: Path) -> None:
+    for name in ENGINE:
+        (delivered / name).write_bytes(b"built on the device")
+    assert verify_manifest(delivered) == []
+    deliver(delivered, {"student.onnx": b"other weights", "student.plan": b"of these weights"})
+    assert [name for name in ENGINE if (delivered / name).exists()] == ["student.plan"]
+    assert (delivered / "student.plan").read_bytes() == b"of these weights"
+
+
+def test_an_engine_that_was_delivered_is_checked_like_any_file(delivered: Path) -> None:
+    deliver(delivered, {"student.plan": b"plan"})
+    write_manifest(delivered, names=["student.plan"], provenance={})
+    (delivered / "student.plan").write_bytes(b"another")
+    assert verify_manifest(delivered) == ["student.plan was changed."]
+
+
 @pytest.mark.parametrize("name", ["../victim", "/victim", "deploy/../../victim"])
 def test_a_forged_manifest_cannot_delete_outside_the_folder(delivered: Path, name: str) -> None:
     victim = delivered.parent / "victim"
@@ -142,12 +171,12 @@ def test_a_linked_subfolder_cannot_redirect_a_delivery(tmp_path: Path) -> None:
 
 
 def test_the_manifest_says_what_made_what(delivered: Path) -> None:
-    (delivered / "work").mkdir()
-    (delivered / "work" / "stage.json").touch()
-    manifest = json.loads(write_manifest(delivered, provenance={"seed": 7}).read_text(encoding="utf-8"))
+    (delivered / "left_by_a_killed_run.onnx").touch()
+    names = ["student.onnx", "deploy/build_engine.sh"]
+    manifest = json.loads(write_manifest(delivered, names=names, provenance={"seed": 7}).read_text(encoding="utf-8"))
     # SHA-256 of the seven bytes `weights`, as `printf weights | sha256sum` prints it.
     expected = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
-    assert set(manifest["files"]) == {"student.onnx", "deploy/build_engine.sh"}
+    assert set(manifest["files"]) == set(names)
     assert manifest["files"]["student.onnx"] == {"sha256": expected, "size_bytes": 7}
     assert manifest["packages"]["compress"] == compress.__version__
     assert set(manifest["packages"]) == {"compress", "python", "torch", "onnx", "onnxruntime"}
@@ -155,6 +184,8 @@ def test_the_manifest_says_what_made_what(delivered: Path) -> None:
 
 
 def test_an_untouched_delivery_verifies_also_after_a_move(delivered: Path) -> None:
+    (delivered / "work").mkdir()
+    (delivered / "work" / "stage.json").touch()
     assert verify_manifest(delivered) == []
     moved = delivered.rename(delivered.with_name("moved"))
     assert verify_manifest(moved) == []

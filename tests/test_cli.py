@@ -283,7 +283,7 @@ def test_a_labels_file_that_does_not_name_the_classes_is_refused_with_the_reason
         (["--set", "distill.rounds=0"], 2, "The setting 'distill.rounds' cannot be 0: it must be at least 1."),
         (["--set", "distill.rounds"], 2, "'distill.rounds' sets nothing."),
         (["--config", "none.yaml"], 2, "Cannot read 'none.yaml': No such file or directory."),
-        (["--input-size", "4"], 2, "The setting 'teacher.input_size' cannot be 4: it must be at least 8."),
+        (["--input-size", "0"], 2, "The setting 'teacher.input_size' cannot be 0: it must be at least 1."),
         (["--input-size", "9999"], 2, "The setting 'teacher.input_size' cannot be 9999: it must be at most 1024."),
         (["--budget", "soon"], 2, "'soon' is no time.\nWrite --budget as 90s, 15m or 1.5h."),
         (["--mean", "grey"], 2, "--mean 'grey' are no numbers.\nWrite --mean 0.5,0.5,0.5."),
@@ -291,7 +291,7 @@ def test_a_labels_file_that_does_not_name_the_classes_is_refused_with_the_reason
         (["--mean", "0.5,0.5"], 2, "The teacher takes 1 channels, but the command line gives 2 for mean"),
         (["--std", "0"], 2, "The command line gives std 0"),
         (["--mean", "nan"], 2, "The setting 'teacher.mean.0' cannot be nan: it must be a finite number."),
-        (["--min-agreement", "90"], 2, "The setting 'gates.min_agreement' cannot be 90.0: it must be at most 1."),
+        (["--min-agreement", "90"], 2, "The setting 'gates.min_agreement' cannot be 90.0: it must be less than 1."),
         (["--seed", "-1"], 2, "The setting 'seed' cannot be -1: it must be at least 0."),
         (["--device", "gpu"], 2, "The setting 'device' cannot be 'gpu'"),
         (["--device", "cuda:99"], 5, "There is no device 'cuda:99' here."),
@@ -415,6 +415,25 @@ def test_an_error_of_our_own_making_is_not_hidden(monkeypatch: pytest.MonkeyPatc
     result = compress("targets")
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+    ],
+    ids=["python", "gpu", "cpu"],
+)
+def test_memory_that_runs_out_is_missing_hardware(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full() -> list[str]:
+        raise error
+
+    monkeypatch.setattr("compress.exporters.targets.target_names", full)
+    result = compress("targets")
+    assert result.exit_code == 5
+    assert result.stderr.startswith("compress: The memory is full.\nSmaller batches need less: --set synthesis.")
 
 
 def test_ctrl_c_ends_any_command_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

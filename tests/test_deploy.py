@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from compress.exporters.bundle import sha256_of
+from compress.exporters.bundle import sha256_of, verify_manifest, write_manifest
 from compress.exporters.deploy import write_deploy
 from compress.exporters.targets import Gates, Target, load_target
 from compress.exporters.tensorrt_engine import trtexec_line
@@ -33,6 +33,7 @@ printf '%s\\n' "$@" >>"$FAKE_LOG"
 for argument in "$@"; do
     case $argument in
         --saveEngine=*) echo plan >"${argument#*=}" ;;
+        --timingCacheFile=*) echo timings >"${argument#*=}" ;;
         --loadInputs=*) images=${argument#*:} ;;
         --exportOutput=*) "$FAKE_PYTHON" "$FAKE_MODEL" "$images" "${argument#*=}" ;;
     esac
@@ -52,12 +53,15 @@ open(sys.argv[2], "w").write(text % (len(images), values))
 class Device:
     """A delivered folder on a device whose TensorRT is a stand-in."""
 
-    def __init__(self, root: Path, target: Target) -> None:
+    def __init__(self, root: Path, target: Target, batch: int | None = None) -> None:
         self.folder = root / "delivered folder"
         self.folder.mkdir()
         self.log = root / "log"
         self.onnx = self.folder / f"student.{target.shipped}.onnx"
-        onnx.save(quantized_model(), self.onnx)
+        model = quantized_model()
+        if batch is not None:
+            model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+        onnx.save(model, self.onnx)
         graph = ExportedGraph(
             file_name=self.onnx.name,
             precision=target.shipped,
@@ -159,6 +163,33 @@ def test_a_silent_trtexec_is_taken_for_the_newest_known(orin: Device) -> None:
     assert done.returncode == 0
     assert "does not say its TensorRT version; 10.3 is assumed" in done.stderr
     assert "--timingCacheFile=student.trt10.3.0.timing.cache" in orin.asked()
+
+
+def test_a_silent_trtexec_gets_the_flags_of_the_newest_also_where_only_its_major_version_is_known(
+    tmp_path: Path,
+) -> None:
+    target = elsewhere("nvidia-gpu")
+    device = Device(tmp_path, target)
+    done = device.build(FAKE_BANNER="")
+    assert "10 is assumed" in done.stderr and "made for" not in done.stderr
+    _, *expected = trtexec_line(target, device.onnx.name, "student.plan", (-1, 1, 4, 4), version="10.0.0")
+    assert set(expected) - set(device.asked()) == {"--saveEngine=student.plan"}  # written aside first
+
+
+def test_a_graph_of_a_closed_batch_is_built_without_shapes_and_replayed_one_by_one(tmp_path: Path) -> None:
+    device = Device(tmp_path, elsewhere("jetson"), batch=1)
+    assert device.build().returncode == 0
+    assert not [word for word in device.asked() if "Shapes" in word]
+    assert json.loads((device.folder / "deploy" / "replay.json").read_text(encoding="utf-8"))["batch"] == 1
+
+
+def test_a_delivery_verifies_also_after_its_engine_was_built(orin: Device) -> None:
+    names = [path.relative_to(orin.folder).as_posix() for path in orin.folder.rglob("*") if path.is_file()]
+    write_manifest(orin.folder, names=names, provenance={})
+    assert orin.build(FAKE_BANNER="v100300").returncode == 0
+    built = {path.name for path in orin.folder.iterdir()} - {*names, "deploy", "manifest.json"}
+    assert built == {"student.plan", "engine.receipt.json", "student.trt10.3.0.timing.cache"}
+    assert verify_manifest(orin.folder) == []
 
 
 def test_tensorrt_11_is_refused(orin: Device) -> None:

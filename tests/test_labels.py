@@ -78,6 +78,8 @@ def test_a_missing_file_and_a_folder_are_wrong_paths(tmp_path: Path) -> None:
         read_labels(tmp_path / "labels.txt")
     with pytest.raises(UsageError, match="is not a file"):
         read_labels(tmp_path)
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        read_labels(tmp_path / ("x" * 300))
 
 
 def test_the_number_of_names_must_be_the_number_of_outputs() -> None:

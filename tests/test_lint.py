@@ -15,6 +15,7 @@ from compress.exporters.lint import SUPPORTED, Finding, lint
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.qdq import insert_fake_quantization
 from compress.exporters.targets import load_target
+from compress.pipeline.errors import InputError
 from compress.pipeline.networks.resnet import ResNet, ResNetSpec
 from tests.graphs import fake_quantize, linear_model, quantized_model, ramp
 
@@ -212,6 +213,35 @@ def test_a_graph_that_breaks_one_rule_is_told_exactly_that(
     found = findings(model, tmp_path)
     assert rules(found) == [(rule, name) for name in nodes]
     assert all(words in finding.message and finding.cure for finding in found)
+
+
+def short_weight(model: ModelProto) -> None:
+    next(tensor for tensor in model.graph.initializer if tensor.name == "first.w").raw_data = b"123"
+
+
+def one_input(name: str) -> Callable[[ModelProto], None]:
+    def harm(model: ModelProto) -> None:
+        del node(model, name).input[1:]
+
+    return harm
+
+
+def no_output(model: ModelProto) -> None:
+    model.graph.node.add(op_type="Mish")
+
+
+def number_for_a_tensor(model: ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["number"], value=1))
+
+
+@pytest.mark.parametrize(
+    "harm", [short_weight, one_input("first.quantize"), one_input("first.conv"), no_output, number_for_a_tensor]
+)
+def test_a_malformed_graph_is_refused(tmp_path: Path, harm: Callable[[ModelProto], None]) -> None:
+    model = quantized_model()
+    harm(model)
+    with pytest.raises(InputError, match=r"student\.onnx' is not a whole ONNX file"):
+        findings(model, tmp_path)
 
 
 def test_newer_formats_are_found_for_every_runtime(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     BertConfig,
     BertModel,
@@ -20,7 +22,12 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    GPT2Config,
+    GPT2Model,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
 )
 
 from compress.pipeline import lte
@@ -183,6 +190,38 @@ def test_a_name_in_the_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_neither_folder_nor_name_is_a_wrong_path() -> None:
     with pytest.raises(UsageError, match=r"There is no encoder folder '\./no/such/folder'"):
         embed_labels(LABELS, encoder="./no/such/folder")
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/encoder", "x" * 300])
+def test_what_no_path_can_be_is_a_wrong_path(path: str) -> None:
+    with pytest.raises(UsageError, match="There is no encoder folder"):
+        embed_labels(LABELS, encoder=path)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_folder(tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path)
+    (folder / "vocab.txt").mkdir()
+    with pytest.raises(UsageError, match=f"The text encoder in '{folder}' cannot be read: Is a directory"):
+        embed_labels(LABELS, encoder=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("model", "pad_token"),
+    [
+        (GPT2Model(GPT2Config(vocab_size=12, n_embd=8, n_layer=1, n_head=2, n_positions=16)), None),
+        (T5Model(T5Config(vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)), "[PAD]"),
+    ],
+)
+def test_an_architecture_that_does_not_embed_sentences_is_refused_with_its_reason(
+    tmp_path: Path, model: PreTrainedModel, pad_token: str | None
+) -> None:
+    model.save_pretrained(tmp_path)
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad_token).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"does not embed sentences: .+") as caught:
+        embed_labels(LABELS, encoder=str(tmp_path))
+    assert "BERT or CLIP" in caught.value.hint
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

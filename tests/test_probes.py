@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from compress.pipeline import probes as module
-from compress.pipeline.probes import KINDS, Probes, held_out_images, make_probes, mix, teacher_logits
+from compress.pipeline.probes import (
+    KINDS,
+    Probes,
+    class_sequence,
+    held_out_images,
+    make_probes,
+    mix,
+    teacher_logits,
+    with_enough_probes,
+)
 from compress.pipeline.settings import Settings
 from compress.pipeline.synthesis.synthesiser import Synthesiser
 from tests.synthesis.test_augment import every_view, matches
@@ -76,10 +85,10 @@ def test_generators_share_the_batches(
             super().__init__(*arguments)
             batches_of.append(0)
 
-        def make(self, student: torch.nn.Module | None = None) -> Any:
+        def make(self, student: torch.nn.Module | None = None, targets: torch.Tensor | None = None) -> Any:
             assert student is None
             batches_of[-1] += 1
-            return super().make()
+            return super().make(targets=targets)
 
     monkeypatch.setattr(module, "Synthesiser", Counted)
     images = held_out(batches=batches, generators=generators, warmup_batches=2)
@@ -192,3 +201,24 @@ def test_a_file_that_would_run_code_when_read_is_refused(made: Probes, tmp_path:
     np.savez(tmp_path / "probes.npz", **objects)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         Probes.load(tmp_path / "probes.npz")
+
+
+# Many classes
+
+
+def test_a_sequence_of_classes_repeats_none_before_all_came() -> None:
+    sequence = class_sequence(10, 4).tolist()
+    assert sorted(sequence[:4]) == sorted(sequence[4:8]) == [0, 1, 2, 3]
+    assert len(set(sequence[8:])) == 2
+
+
+def test_batches_smaller_than_the_classes_share_them_out() -> None:
+    few = tiny_settings(synthesis={"batch_size": 3, "steps": 1}, probes={"batches": 4, "warmup_batches": 0})
+    made = make_probes(tiny_teacher(), tiny_embeddings(), few, CPU)
+    assert np.bincount(made.targets, minlength=4).tolist() == [3, 3, 3, 3]
+
+
+def test_there_are_three_probes_a_class_at_least() -> None:
+    usual = tiny_settings(synthesis={"batch_size": 100}, probes={"batches": 6})
+    assert with_enough_probes(usual, 200).probes.batches == 6
+    assert with_enough_probes(usual, 1000).probes.batches == 30  # 3 * 1000 / 100

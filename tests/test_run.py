@@ -308,6 +308,15 @@ def test_an_undecided_verdict_is_not_a_pass_unless_that_is_asked_for(
     assert allowed.exit_code == 0
 
 
+def test_names_that_mean_the_same_to_the_encoder_are_pointed_out(
+    again: Path, inputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("hot-dog\nhot dog\ncat\nship\n")
+    result = compress(inputs[0], "--labels", labels, *OPTIONS, "--set", "distill.rounds=1", "-o", again)
+    assert "The class names 'hot-dog' and 'hot dog' mean the same to the text encoder" in result.stderr
+
+
 def test_a_failed_gate_keeps_the_files_and_marks_them_rejected(
     again: Path, inputs: tuple[str, ...], first: tuple[Path, Result]
 ) -> None:

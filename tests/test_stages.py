@@ -2,7 +2,7 @@ import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from compress.pipeline import stages
 from compress.pipeline.errors import UsageError
 from compress.pipeline.records import Record
 from compress.pipeline.stages import INPUTS_FILE, SECONDS_FILE, STAGE_FILE, StageResult, exclusive, run_stage
+
+RESUME = ("step-*",)
 
 
 class Sum(Record):
@@ -32,8 +34,8 @@ class Adder:
         (folder / "parts" / "sum.txt").write_text("6")
         return Sum(total=6)
 
-    def run(self, inputs: object = (1, 2, 3), *, resumable: bool = False) -> StageResult:
-        return run_stage(self.folder, {"numbers": inputs}, Sum, self.produce, resumable=resumable)
+    def run(self, inputs: object = (1, 2, 3), *, resume_files: Sequence[str] = ()) -> StageResult:
+        return run_stage(self.folder, {"numbers": inputs}, Sum, self.produce, resume_files=resume_files)
 
 
 @pytest.fixture
@@ -169,14 +171,14 @@ def test_a_resumable_stage_continues_with_the_same_inputs_only(
     adder: Adder, inputs: tuple[int, ...], left: bool
 ) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
-        run_stage(adder.folder, {"numbers": (1, 2, 3)}, Sum, crashing, resumable=True)
-    adder.run(inputs, resumable=True)
+        run_stage(adder.folder, {"numbers": (1, 2, 3)}, Sum, crashing, resume_files=RESUME)
+    adder.run(inputs, resume_files=RESUME)
     assert (adder.folder / "half.txt").exists() is left
 
 
 def test_a_stage_that_cannot_continue_starts_afresh(adder: Adder) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
-        run_stage(adder.folder, {"numbers": (1, 2, 3)}, Sum, crashing, resumable=True)
+        run_stage(adder.folder, {"numbers": (1, 2, 3)}, Sum, crashing, resume_files=RESUME)
     adder.run()
     assert not (adder.folder / "half.txt").exists()
 
@@ -185,14 +187,50 @@ def test_a_partial_folder_of_unknown_origin_is_thrown_away(adder: Adder) -> None
     partial = adder.folder.with_name("1-sum.partial")
     partial.mkdir()
     (partial / "half.txt").touch()
-    adder.run(resumable=True)
+    adder.run(resume_files=RESUME)
     assert not (adder.folder / "half.txt").exists()
 
 
 def test_the_finished_folder_holds_no_scaffolding(adder: Adder) -> None:
-    adder.run(resumable=True)
+    adder.run(resume_files=RESUME)
     assert {path.name for path in adder.folder.iterdir()} == {STAGE_FILE, "parts"}
     assert not (adder.folder / INPUTS_FILE).exists()
+
+
+def test_what_only_serves_to_continue_is_removed_when_the_stage_is_whole(adder: Adder) -> None:
+    def produce(folder: Path) -> Sum:
+        (folder / "step-1").write_text("1")
+        (folder / SECONDS_FILE).write_text("3.0")
+        (folder / "sum.txt").write_text("6")
+        return Sum(total=6)
+
+    run_stage(adder.folder, {}, Sum, produce, resume_files=RESUME)
+    assert {path.name for path in adder.folder.iterdir()} == {STAGE_FILE, "sum.txt"}
+    assert run_stage(adder.folder, {}, Sum, produce, resume_files=RESUME).reused
+
+
+def test_a_stop_while_the_files_are_hashed_loses_nothing(adder: Adder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def produce(folder: Path) -> Sum:
+        seen.append((folder / "step-1").exists())
+        (folder / "step-1").write_text("1")
+        return Sum(total=6)
+
+    def interrupted(_: Path) -> str:
+        raise KeyboardInterrupt
+
+    seen: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_files", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(adder.folder, {}, Sum, produce, resume_files=RESUME)
+    run_stage(adder.folder, {}, Sum, produce, resume_files=RESUME)
+    assert seen == [False, True]
+
+
+def test_other_versions_of_packages_reuse_nothing(adder: Adder, monkeypatch: pytest.MonkeyPatch) -> None:
+    adder.run()
+    monkeypatch.setattr(stages, "package_versions", lambda: {"torch": "99.0"})
+    assert not adder.run().reused
 
 
 def test_seconds_of_interrupted_runs_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +242,8 @@ def test_seconds_of_interrupted_runs_are_added_up(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(tmp_path / "1-sum", {}, Sum, interrupted, resumable=True)
-    result = run_stage(tmp_path / "1-sum", {}, Sum, lambda _: Sum(total=6), resumable=True)
+        run_stage(tmp_path / "1-sum", {}, Sum, interrupted, resume_files=RESUME)
+    result = run_stage(tmp_path / "1-sum", {}, Sum, lambda _: Sum(total=6), resume_files=RESUME)
     # 30.25 before, and 202.5 - 200 now
     assert result.seconds == 32.75
 

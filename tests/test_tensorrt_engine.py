@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from compress.exporters import tensorrt_engine
 from compress.exporters.targets import Target, load_target
@@ -20,8 +21,10 @@ GPU = load_target("nvidia-gpu")
 SHAPE = (-1, 3, 32, 32)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, fake: FakeTensorRT | None) -> None:
+def install(monkeypatch: pytest.MonkeyPatch, fake: FakeTensorRT | None, *, cuda: bool = True) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 7))
 
 
 @pytest.fixture
@@ -105,6 +108,16 @@ def test_where_no_engine_can_be_built_the_record_says_how_the_device_does_it(
     assert list(tmp_path.iterdir()) == [int8_onnx]
 
 
+def test_where_torch_cannot_use_the_gpu_no_engine_is_built_that_could_not_be_validated(
+    int8_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, FakeTensorRT("10.3.0"), cuda=False)
+    record = build_engine(int8_onnx, tmp_path / "student.plan", GPU)
+    assert not record.built
+    assert "copy the folder there and run deploy/build_engine.sh" in record.message
+    assert list(tmp_path.iterdir()) == [int8_onnx]
+
+
 @pytest.mark.parametrize(("chip", "built"), [("nvidia,tegra234", True), ("nvidia,tegra194", False), (None, False)])
 def test_an_engine_for_a_jetson_is_built_on_that_jetson_only(
     int8_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chip: str | None, built: bool
@@ -144,6 +157,7 @@ def test_the_plan_is_written_raw_beside_its_provenance(
     assert details == record.details
     assert details["tensorrt"] == record.tensorrt_version == "10.3.0"
     assert details["onnx_sha256"] == hashlib.sha256(int8_onnx.read_bytes()).hexdigest()
+    assert details["compute_capability"] == "8.7"
     assert details["layers"] == {"fp16": 1, "int8": 2}
     assert record.message == "TensorRT 10.3.0 built student.plan on this machine; layers: 1 fp16, 2 int8."
 

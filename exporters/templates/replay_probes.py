@@ -3,7 +3,8 @@
     python3 deploy/replay_probes.py           the engine student.plan, through trtexec
     python3 deploy/replay_probes.py --onnx    the ONNX file, through onnxruntime
 
-Exit codes: 0 the agreement reaches the limit; 4 it does not; 5 something that is needed is missing.
+Exit codes: 0 the agreement reaches the limit; 1 the engine did not run; 4 the agreement is below the limit; 5 something
+that is needed is missing.
 Needs numpy, and no newer Python than JetPack 4 has (3.6).
 """
 

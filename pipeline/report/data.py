@@ -42,8 +42,12 @@ def to_json(data: ReportData) -> bytes:
 
     JSON has no infinity, so a number that is not finite is written as the string `Infinity`, `-Infinity` or `NaN`.
     """
-    document = _without_non_finite(data.model_dump(mode="json"))
-    return json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+    return strict_json(data.model_dump(mode="json")).encode() + b"\n"
+
+
+def strict_json(value: Any) -> str:
+    """JSON that any reader takes: a number that is not finite is written as a string."""
+    return json.dumps(_without_non_finite(value), indent=2, allow_nan=False)
 
 
 def _without_non_finite(value: Any) -> Any:

@@ -53,14 +53,17 @@ class Synthesiser:
         """Discard the generator and start a new one."""
         self.generator = self._fresh_generator()
 
-    def make(self, student: nn.Module | None = None) -> SyntheticBatch:
+    def make(self, student: nn.Module | None = None, targets: Tensor | None = None) -> SyntheticBatch:
         """Draw new noise, train the generator for the recipe's steps, return the images of its best step.
 
         Args:
             student: when given, images are also driven to where it is less sure than the teacher.
+            targets: classes `[batch_size]` to make; by default all of them equally often, as far as they fit.
         """
         self.generator.noisy.redraw()
-        targets = balanced_targets(self.settings.batch_size, len(self.embeddings)).to(self.compute.device)
+        if targets is None:
+            targets = balanced_targets(self.settings.batch_size, len(self.embeddings))
+        targets = targets.to(self.compute.device)
         optimiser = torch.optim.Adam(self.generator.parameters(), self.settings.learning_rate, betas=(0.5, 0.999))
         best = SyntheticBatch(torch.empty(0), targets, float("inf"))
         with _frozen(student):

@@ -67,9 +67,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"'{path}' is a folder.", "Name the checkpoint file inside it.")
     try:
+        if path.is_dir():
+            raise InputError(f"'{path}' is a folder.", "Name the checkpoint file inside it.")
         if path.exists() and not path.is_file():
             raise InputError(f"'{path}' is not a regular file.")
         return path.read_bytes()

@@ -44,6 +44,7 @@ NAMINGS: dict[str, Renaming] = {
         (r"conv(\d)\.", lambda found: f"conv_{' abc'[int(found[1])]}."),
         (r"bn(\d)\.", lambda found: f"bn_{' abc'[int(found[1])]}."),
     ],
+    "digits that are no numbers": [(r"(conv|bn)(\d)\.", lambda found: f"{found[1]}1{' ²³⁴'[int(found[2])]}.")],
     "residual function": [
         *SHORTCUT,
         (r"^layer(\d+)", lambda found: f"conv{int(found[1]) + 1}_x"),
@@ -188,6 +189,7 @@ def test_a_plain_convolutional_network_is_refused() -> None:
         ({"scale": (1,)}, "a layer is neither convolution, batch norm nor classifier: scale"),
         ({"layer1.0.se.weight": (4, 4)}, "a block has 2 convolutions, 2 batch norms and 1 linear layers"),
         ({"layer1.0.conv3.weight": (4, 4, 3, 3)}, "a block has 3 convolutions, 2 batch norms"),
+        ({f"layer{'1' * 5000}.0.conv.weight": (4, 4, 3, 3)}, "stem and classifier has 2 convolutions"),
         ({"fc2.weight": (3, 3)}, "stem and classifier has 1 convolutions, 1 batch norms and 2 linear layers"),
         ({"conv1.bias": (4,)}, "it has no place for: conv1.bias."),
         ({"layer1.0.downsample.0.weight": (4, 4, 1, 1)}, "it has no place for: layer1.0.downsample.0.weight."),

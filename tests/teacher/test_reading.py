@@ -89,6 +89,11 @@ def test_a_path_through_a_file_is_a_usage_error(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "file" / "teacher.pt")
 
 
+def test_a_name_that_no_file_can_have_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        read_checkpoint(tmp_path / ("x" * 300))
+
+
 def test_a_named_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "teacher.pt")
     with pytest.raises(InputError, match="is not a regular file"):

@@ -17,8 +17,8 @@ _FAMILY = "ResNet"
 
 _BLOCK_MEMBER = re.compile(
     r"""(?:\w+\.)*?                                             # containers, such as `features.` or `resnet.encoder.`
-    (?:layer|stage|block|group|conv)s?[._]?(?P<stage>\d+)(?:_x)?\.  # `layer1`, `stages.0`, `conv2_x`
-    (?:(?:layer|block|unit|bottleneck)s?[._]?)*(?P<block>\d+)\. # `0`, `block1`, `blocks.0`
+    (?:layer|stage|block|group|conv)s?[._]?(?P<stage>\d{1,9})(?:_x)?\.  # `layer1`, `stages.0`, `conv2_x`
+    (?:(?:layer|block|unit|bottleneck)s?[._]?)*(?P<block>\d{1,9})\. # `0`, `block1`, `blocks.0`
     (?P<rest>.+)""",
     re.VERBOSE,
 )
@@ -86,8 +86,8 @@ def _add(layers: _Layers, module: str, shapes: Shapes) -> None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key that puts `10` after `9`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    """A sort key that puts `10` after `9`; of absurdly long numbers, which Python refuses to read, it makes several."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,9})", name)]
 
 
 def _spec(stages: list[list[_Block]], rest: _Layers, shapes: Shapes) -> ResNetSpec:
