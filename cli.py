@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from compress import __version__
-from compress.pipeline.errors import CompressError, Interrupted, MissingResourceError, UsageError
+from compress.pipeline.errors import CompressError, GateError, Interrupted, MissingResourceError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -249,7 +249,7 @@ def lint_command(
             _print_facts({finding.rule: f"{finding.node}: {finding.message}", "": finding.cure})
     else:
         typer.echo(f"{file}: nothing that {target} would refuse.")
-    raise typer.Exit(4 if findings else 0)
+    raise typer.Exit(GateError.exit_code if findings else 0)
 
 
 @app.command("verify")
@@ -264,7 +264,7 @@ def verify_command(
     problems = verify_manifest(folder)
     for problem in problems or [f"{folder}: every file is as it was delivered."]:
         typer.echo(problem)
-    raise typer.Exit(4 if problems else 0)
+    raise typer.Exit(GateError.exit_code if problems else 0)
 
 
 @app.command("schema")
@@ -311,7 +311,7 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 def exit_code(validation: "ValidateRecord", allow_inconclusive: bool) -> int:
     """0 when the verdict lets the artifacts pass, else 4."""
     accepted = {"PASS", "INCONCLUSIVE"} if allow_inconclusive else {"PASS"}
-    return 0 if validation.verdict in accepted else 4
+    return 0 if validation.verdict in accepted else GateError.exit_code
 
 
 def _run(checkpoint: Path, labels: Path, folder: Path, settings: "Settings", console: "Console") -> "Delivery":

@@ -20,7 +20,7 @@ class Gates(Record):
 
     model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
-    min_agreement: float | None = Field(default=0.9, gt=0, lt=1)
+    min_agreement: float | None = Field(default=0.9, gt=0, le=1)
     """Smallest share of probes on which the artifact picks the teacher's class."""
     max_mean_kl: float | None = Field(default=None, gt=0)
     """Largest mean Kullback-Leibler divergence from the teacher, in nats."""

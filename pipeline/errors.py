@@ -44,7 +44,7 @@ class UnsafeInputError(InputError):
 
 
 class GateError(CompressError):
-    """A gate failed, or could not be decided."""
+    """A gate failed, or could not be decided; the command has its result all the same, so this is never raised."""
 
     exit_code = 4
 

@@ -291,7 +291,7 @@ def test_a_labels_file_that_does_not_name_the_classes_is_refused_with_the_reason
         (["--mean", "0.5,0.5"], 2, "The teacher takes 1 channels, but the command line gives 2 for mean"),
         (["--std", "0"], 2, "The command line gives std 0"),
         (["--mean", "nan"], 2, "The setting 'teacher.mean.0' cannot be nan: it must be a finite number."),
-        (["--min-agreement", "90"], 2, "The setting 'gates.min_agreement' cannot be 90.0: it must be less than 1."),
+        (["--min-agreement", "90"], 2, "The setting 'gates.min_agreement' cannot be 90.0: it must be at most 1."),
         (["--seed", "-1"], 2, "The setting 'seed' cannot be -1: it must be at least 0."),
         (["--device", "gpu"], 2, "The setting 'device' cannot be 'gpu'"),
         (["--device", "cuda:99"], 5, "There is no device 'cuda:99' here."),

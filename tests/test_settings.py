@@ -167,7 +167,7 @@ def test_a_value_below_a_value_is_refused() -> None:
             "synthesis.learning_rate=.inf",
             "The setting 'synthesis.learning_rate' cannot be inf: it must be a finite number.",
         ),
-        ("gates.min_agreement=90", "The setting 'gates.min_agreement' cannot be 90: it must be less than 1."),
+        ("gates.min_agreement=90", "The setting 'gates.min_agreement' cannot be 90: it must be at most 1."),
         ("gates.max_mean_kl=.nan", "The setting 'gates.max_mean_kl' cannot be nan: it must be a finite number."),
         ("dynamic_batch=perhaps", "The setting 'dynamic_batch' cannot be 'perhaps': it must be true or false."),
         ("precision=fp8", "The setting 'precision' cannot be 'fp8': it must be 'auto', 'fp32' or 'bf16'."),
