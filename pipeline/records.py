@@ -102,7 +102,7 @@ class QuantizeRecord(Record):
     agreement_calibrated: float
     """Agreement with the teacher on pool images held out of calibration and tail, right after calibration."""
     agreement: float
-    """The same after the quantization-aware tail."""
+    """The same of what is shipped: after the quantization-aware tail, or without it where it did not better it."""
 
 
 class ExportedGraph(Record):

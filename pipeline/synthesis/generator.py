@@ -1,7 +1,7 @@
 """NAYER's generator: the label's text embedding goes in, and the randomness sits in a noisy layer.
 
-Source: NAYER (Tran et al., CVPR 2024), section 3.2 and figure 2; the layers are those of its published code, with the
-start size and the number of upsamplings worked out for any image size.
+Source: NAYER (Tran et al., CVPR 2024), section 3.2 and figure 2; the layers are those of its published code for 32 and
+64 px, with the start size and the number of upsamplings worked out for any other image size.
 """
 
 import math
