@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +8,7 @@ from torch import nn
 
 from compress.pipeline.networks import build, spec_from_json
 from compress.pipeline.networks.normalised import Normalised
-from compress.pipeline.networks.resnet import BasicBlock, BottleneckBlock, PadShortcut, ResNet, ResNetSpec
+from compress.pipeline.networks.resnet import BasicBlock, BottleneckBlock, PadShortcut, ResNet, ResNetSpec, Zeros
 from tests.tiny import tiny_spec
 
 RESNET50 = ResNetSpec(
@@ -52,10 +54,16 @@ def test_a_network_is_built_from_the_json_of_its_spec() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"family": "vgg"}, "Input should be 'resnet'"),
+        ({"family": "vgg"}, "Extra inputs are not permitted"),
         ({"depth": 20}, "Extra inputs are not permitted"),
         ({"widths": (8,)}, "2 stages have block counts but 1 have widths"),
-        ({"shortcut": "none"}, "Input should be 'pad', 'projection' or 'linear'"),
+        ({"widths": (), "blocks": ()}, "there are no stages"),
+        ({"shortcut": "none"}, "Input should be 'pad', 'projection', 'linear' or 'pooled'"),
+        ({"shortcut": "pad", "widths": (8, 4)}, "padding cannot take channels away"),
+        ({"deep_stem": (4, 4)}, "a deep stem is one of the ImageNet form"),
+        ({"block": "bottleneck", "base_width": 4}, "its blocks would have from 0 to 64 channels"),
+        ({"num_classes": 0}, "Input should be greater than or equal to 1"),
+        ({"stem_width": 1 << 21}, "Input should be less than or equal to 1048576"),
     ],
 )
 def test_a_spec_that_no_family_has_is_refused(change: dict[str, object], reason: str) -> None:
@@ -63,21 +71,61 @@ def test_a_spec_that_no_family_has_is_refused(change: dict[str, object], reason:
         spec_from_json(tiny_spec().model_dump(mode="json") | change)
 
 
+def test_a_family_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(KeyError, match="alexnet"):
+        spec_from_json(tiny_spec().model_dump(mode="json") | {"family": "alexnet"})
+
+
+def resnet50(**changes: object) -> ResNetSpec:
+    return ResNetSpec.model_validate(RESNET50.model_dump() | changes)
+
+
+_WIDTHS = "widths 64-128-256-512"
+
+
 @pytest.mark.parametrize(
-    ("spec", "depth", "title"),
+    ("spec", "name", "title"),
     [
-        (tiny_spec(), 10, "ResNet-10 (CIFAR form, basic blocks, widths 8-16, projection shortcuts)"),
+        (tiny_spec(), "resnet10", "ResNet-10 (CIFAR form, basic blocks, widths 8-16, option B shortcuts)"),
         (
             tiny_spec(blocks=(9, 9, 9), widths=(16, 32, 64), shortcut="pad", batch_norm=False),
-            56,
-            "ResNet-56 (CIFAR form, basic blocks, widths 16-32-64, pad shortcuts, no batch norm)",
+            "resnet56",
+            "ResNet-56 (CIFAR form, basic blocks, widths 16-32-64, option A shortcuts, no batch norm)",
         ),
-        (RESNET50, 50, "ResNet-50 (ImageNet form, bottleneck blocks, widths 64-128-256-512, projection shortcuts)"),
+        (
+            tiny_spec(shortcut="pad", zeros="after"),
+            "resnet10",
+            "ResNet-10 (CIFAR form, basic blocks, widths 8-16, option A shortcuts, zero channels last)",
+        ),
+        (
+            tiny_spec(shortcut="linear"),
+            "resnet10",
+            "ResNet-10 (CIFAR form, basic blocks, widths 8-16, linear shortcuts)",
+        ),
+        (
+            RESNET50,
+            "resnet50",
+            f"ResNet-50 (ImageNet form, bottleneck blocks, {_WIDTHS}, option B shortcuts)",
+        ),
+        (
+            resnet50(base_width=128),
+            "wide_resnet50_2",
+            f"Wide ResNet-50-2 (ImageNet form, bottleneck blocks, {_WIDTHS}, option B shortcuts)",
+        ),
+        (
+            resnet50(groups=32, base_width=4),
+            "resnext50_32x4d",
+            f"ResNeXt-50 32x4d (ImageNet form, bottleneck blocks, {_WIDTHS}, option B shortcuts)",
+        ),
+        (
+            resnet50(deep_stem=(32, 32), shortcut="pooled"),
+            "resnet50d",
+            f"ResNet-50D (ImageNet form, bottleneck blocks, {_WIDTHS}, pooled option B shortcuts)",
+        ),
     ],
 )
-def test_a_network_is_called_by_its_usual_name(spec: ResNetSpec, depth: int, title: str) -> None:
-    assert spec.depth == depth
-    assert spec.title == title
+def test_a_network_is_called_by_its_usual_name(spec: ResNetSpec, name: str, title: str) -> None:
+    assert (spec.name, spec.title) == (name, title)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +159,19 @@ def test_a_padding_shortcut_takes_every_other_pixel_and_adds_dark_channels_on_bo
     assert out[0, 2].tolist() == [[17.0, 19.0], [25.0, 27.0]]
 
 
+def test_a_padding_shortcut_can_put_all_dark_channels_last() -> None:
+    maps = torch.arange(1.0, 33.0).view(1, 2, 4, 4)
+    out = PadShortcut(2, 5, stride=2, zeros="after")(maps)
+    assert torch.equal(out[:, :2], maps[:, :, ::2, ::2])
+    assert out.shape == (1, 5, 2, 2) and out[0, 2:].abs().sum() == 0
+
+
 @pytest.mark.parametrize(("inner", "outer", "stride"), [(2, 5, 2), (8, 16, 2), (4, 4, 2), (3, 4, 1)])
 def test_a_padding_shortcut_is_a_convolution(inner: int, outer: int, stride: int) -> None:
-    shortcut, maps = PadShortcut(inner, outer, stride), torch.randn(2, inner, 6, 6)
-    assert torch.equal(F.conv2d(maps, shortcut.as_convolution(), stride=stride), shortcut(maps))
+    maps = torch.randn(2, inner, 6, 6)
+    for zeros in get_args(Zeros):
+        shortcut = PadShortcut(inner, outer, stride, zeros)
+        assert torch.equal(F.conv2d(maps, shortcut.as_convolution(), stride=stride), shortcut(maps))
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from compress.pipeline.errors import BudgetError, UsageError
-from compress.pipeline.networks.resnet import PadShortcut, ResNet, ResNetSpec, Shortcut
+from compress.pipeline.networks.resnet import PadShortcut, ResNet, ResNetSpec, Shortcut, Zeros
 from compress.pipeline.records import TeacherRecord
 from compress.pipeline.settings import StudentSettings
 from compress.pipeline.students import (
@@ -19,7 +19,7 @@ from compress.pipeline.students import (
     spread,
     zoo_students,
 )
-from tests.tiny import record_of, tiny_spec, tiny_teacher
+from tests.tiny import record_of, same_tensors, tiny_spec, tiny_teacher
 
 RESNET56 = record_of(
     ResNetSpec(stem="cifar", shortcut="pad", blocks=(9, 9, 9), widths=(16, 32, 64), stem_width=16, num_classes=10), 32
@@ -36,7 +36,7 @@ def of_another_family(teacher: TeacherRecord) -> TeacherRecord:
 # Students that keep blocks of their teacher
 
 
-@pytest.mark.parametrize("shortcut", ["pad", "projection", "linear"])
+@pytest.mark.parametrize("shortcut", ["pad", "projection", "linear", "pooled"])
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_a_student_that_keeps_every_block_computes_what_the_teacher_computes(
@@ -53,9 +53,10 @@ def test_a_student_that_keeps_every_block_computes_what_the_teacher_computes(
         assert torch.equal(student(images), teacher.logits(images))
 
 
-def test_padding_shortcuts_become_convolutions_that_compute_the_same() -> None:
-    teacher = tiny_teacher(shortcut="pad")
-    plan = inheriting_student(tiny_spec(shortcut="pad"), (1, 1))
+@pytest.mark.parametrize("zeros", ["around", "after"])
+def test_padding_shortcuts_become_convolutions_that_compute_the_same(zeros: Zeros) -> None:
+    teacher = tiny_teacher(shortcut="pad", zeros=zeros)
+    plan = inheriting_student(tiny_spec(shortcut="pad", zeros=zeros), (1, 1))
     assert plan.spec.shortcut == "linear"
     padding, convolution = (
         network.get_submodule("layer2.0.downsample")
@@ -64,6 +65,14 @@ def test_padding_shortcuts_become_convolutions_that_compute_the_same() -> None:
     assert isinstance(padding, PadShortcut) and isinstance(convolution, nn.Conv2d)
     maps = torch.randn(2, 8, 6, 6)
     assert torch.equal(convolution(maps), padding(maps))
+
+
+def test_a_deep_stem_is_inherited_whole() -> None:
+    deep = {"stem": "imagenet", "deep_stem": (4, 6)}
+    teacher = tiny_teacher(**deep, size=32)
+    student = build_student(inheriting_student(tiny_spec(**deep), (1, 1)), teacher)
+    ours, theirs = (network.network.get_submodule("conv1").state_dict() for network in (student, teacher.network))
+    assert len(ours) > 3 and same_tensors(ours, theirs)
 
 
 def test_a_student_has_the_stem_the_classifier_and_the_kept_blocks_of_its_teacher() -> None:

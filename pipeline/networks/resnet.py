@@ -1,11 +1,13 @@
 """Residual networks: the CIFAR form and the ImageNet form, any depth and width.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (section 4.2 for the CIFAR form and for
-shortcut options A and B); Xie et al., "Aggregated Residual Transformations", CVPR 2017, for groups.
+shortcut options A and B); Xie et al., "Aggregated Residual Transformations", CVPR 2017, for groups; He et al., "Bag of
+Tricks for Image Classification", CVPR 2019 (section 4.2), for deep stems (ResNet-C) and pooled shortcuts (ResNet-D).
 Parameters are named as torchvision names them (`conv1`, `layer1.0.conv1`, `layer1.0.downsample.0`, `fc`).
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -13,17 +15,28 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.records import Record
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
 
-Shortcut = Literal["pad", "projection", "linear"]
+Shortcut = Literal["pad", "projection", "linear", "pooled"]
+Zeros = Literal["around", "after"]
+
+_SHORTCUT_TITLES: dict[Shortcut, str] = {
+    "pad": "option A shortcuts",
+    "projection": "option B shortcuts",
+    "linear": "linear shortcuts",
+    "pooled": "pooled option B shortcuts",
+}
 
 
-class ResNetSpec(Record):
+class ResNetSpec(NetworkSpec):
     """What it takes to build a ResNet.
 
     `widths` counts the channels inside the blocks of each stage; a bottleneck block puts out four times as many.
     `shortcut` is how a block whose shape changes carries its input over: `pad` subsamples and pads with zero channels
-    (option A), `projection` is a 1x1 convolution with batch norm (option B), `linear` the convolution alone.
+    (option A), `projection` is a 1x1 convolution with batch norm (option B), `linear` the convolution alone, `pooled`
+    averages 2x2 pixels before a projection that has no stride of its own. `zeros` says where padding puts them: half
+    before the input's channels and half after, or all after. `deep_stem` are the widths of the 3x3 convolutions before
+    the last one, where several stand for the 7x7 convolution of the ImageNet stem.
     Without `batch_norm`, as after fusing it away, every convolution but a `linear` shortcut has a bias instead.
     """
 
@@ -31,20 +44,38 @@ class ResNetSpec(Record):
     stem: Literal["cifar", "imagenet"]
     block: Literal["basic", "bottleneck"] = "basic"
     shortcut: Shortcut = "projection"
-    blocks: tuple[int, ...]
-    widths: tuple[int, ...]
-    stem_width: int
-    groups: int = 1
-    base_width: int = 64
-    channels: int = 3
-    num_classes: int
+    zeros: Zeros = "around"
+    blocks: tuple[Count, ...]
+    widths: tuple[Count, ...]
+    stem_width: Count
+    deep_stem: tuple[Count, ...] = ()
+    groups: Count = 1
+    base_width: Count = 64
     batch_norm: bool = True
 
     @model_validator(mode="after")
     def _one_width_a_stage(self) -> "ResNetSpec":
         if len(self.blocks) != len(self.widths):
             raise ValueError(f"{len(self.blocks)} stages have block counts but {len(self.widths)} have widths")
+        if not self.blocks:
+            raise ValueError("there are no stages")
         return self
+
+    @model_validator(mode="after")
+    def _sensible_channels(self) -> "ResNetSpec":
+        outputs = (self.stem_width, *(width * self.expansion for width in self.widths))
+        inner = [self.inner_width(width) for width in self.widths]
+        if min(inner) < 1 or max(*inner, *outputs) > MOST_CHANNELS:
+            raise ValueError(f"its blocks would have from {min(inner)} to {max(*inner, *outputs)} channels")
+        if self.shortcut == "pad" and any(after < before for before, after in pairwise(outputs)):
+            raise ValueError("padding cannot take channels away")
+        if self.deep_stem and self.stem != "imagenet":
+            raise ValueError("a deep stem is one of the ImageNet form")
+        return self
+
+    def inner_width(self, width: int) -> int:
+        """Channels between the convolutions of a block of that width."""
+        return int(width * self.base_width / 64) * self.groups if self.block == "bottleneck" else width
 
     @property
     def expansion(self) -> int:
@@ -56,11 +87,36 @@ class ResNetSpec(Record):
         return (3 if self.block == "bottleneck" else 2) * sum(self.blocks) + 2
 
     @property
+    def variant(self) -> str:
+        """The letter behind the number in the usual name: c and d after the paper, t for timm's tiered stem."""
+        if not self.deep_stem:
+            return ""
+        if self.shortcut != "pooled":
+            return "c"
+        return "d" if len(set(self.deep_stem)) == 1 else "t"
+
+    @property
+    def name(self) -> str:
+        depth = f"{self.depth}{self.variant}"
+        if self.groups > 1:
+            return f"resnext{depth}_{self.groups}x{self.base_width}d"
+        return f"wide_resnet{depth}_{self.base_width / 64:g}" if self.base_width != 64 else f"resnet{depth}"
+
+    @property
     def title(self) -> str:
         form = "CIFAR form" if self.stem == "cifar" else "ImageNet form"
         widths = "-".join(str(width) for width in self.widths)
+        shortcuts = _SHORTCUT_TITLES[self.shortcut]
+        zeros = ", zero channels last" if self.shortcut == "pad" and self.zeros == "after" else ""
         norm = "" if self.batch_norm else ", no batch norm"
-        return f"ResNet-{self.depth} ({form}, {self.block} blocks, widths {widths}, {self.shortcut} shortcuts{norm})"
+        return f"{self._usual_name} ({form}, {self.block} blocks, widths {widths}, {shortcuts}{zeros}{norm})"
+
+    @property
+    def _usual_name(self) -> str:
+        depth = f"{self.depth}{self.variant.upper()}"
+        if self.groups > 1:
+            return f"ResNeXt-{depth} {self.groups}x{self.base_width}d"
+        return f"Wide ResNet-{depth}-{self.base_width / 64:g}" if self.base_width != 64 else f"ResNet-{depth}"
 
     @property
     def usual_size(self) -> int:
@@ -74,13 +130,14 @@ class ResNetSpec(Record):
 
 
 class PadShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, and zeros in the channels that the block adds (half before, half after)."""
+    """Option A: every `stride`-th pixel, and zeros in the channels that the block adds."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, zeros: Zeros = "around") -> None:
         super().__init__()
         missing = out_channels - in_channels
         self.in_channels, self.stride = in_channels, stride
-        self.before, self.after = missing // 2, missing - missing // 2
+        self.before = missing // 2 if zeros == "around" else 0
+        self.after = missing - self.before
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
@@ -97,6 +154,18 @@ def _convolution(
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
 
+def _stem(spec: ResNetSpec) -> nn.Module:
+    """What stands before the first batch norm: one convolution, or three with batch norms and ReLUs between them."""
+    if not spec.deep_stem:
+        kernel, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
+        return _convolution(spec.channels, spec.stem_width, kernel, stride, spec)
+    stem, stride, in_channels = nn.Sequential(), 2, spec.channels
+    for width in spec.deep_stem:
+        stem.extend([_convolution(in_channels, width, 3, stride, spec), _norm(width, spec), nn.ReLU()])
+        stride, in_channels = 1, width
+    return stem.append(_convolution(in_channels, spec.stem_width, 3, stride, spec))
+
+
 def _norm(channels: int, spec: ResNetSpec) -> nn.Module:
     return nn.BatchNorm2d(channels) if spec.batch_norm else nn.Identity()
 
@@ -105,9 +174,12 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, spec: ResNetSpec
     if stride == 1 and in_channels == out_channels:
         return None
     if spec.shortcut == "pad":
-        return PadShortcut(in_channels, out_channels, stride)
+        return PadShortcut(in_channels, out_channels, stride, spec.zeros)
     if spec.shortcut == "linear":
         return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    if spec.shortcut == "pooled":
+        pool = nn.AvgPool2d(2, stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        return nn.Sequential(pool, _convolution(in_channels, out_channels, 1, 1, spec), _norm(out_channels, spec))
     return nn.Sequential(_convolution(in_channels, out_channels, 1, stride, spec), _norm(out_channels, spec))
 
 
@@ -133,7 +205,7 @@ class BottleneckBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int, spec: ResNetSpec) -> None:
         super().__init__()
-        inner, out_channels = int(width * spec.base_width / 64) * spec.groups, width * spec.expansion
+        inner, out_channels = spec.inner_width(width), width * spec.expansion
         self.conv1 = _convolution(in_channels, inner, 1, 1, spec)
         self.bn1 = _norm(inner, spec)
         self.conv2 = _convolution(inner, inner, 3, stride, spec, spec.groups)
@@ -155,8 +227,7 @@ class ResNet(nn.Module):
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
         self.spec = spec
-        kernel, stride = (7, 2) if spec.stem == "imagenet" else (3, 1)
-        self.conv1 = _convolution(spec.channels, spec.stem_width, kernel, stride, spec)
+        self.conv1 = _stem(spec)
         self.bn1 = _norm(spec.stem_width, spec)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if spec.stem == "imagenet" else nn.Identity()
         width = spec.stem_width

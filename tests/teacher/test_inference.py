@@ -6,7 +6,7 @@ from torch import nn
 
 from compress.pipeline.errors import InputError
 from compress.pipeline.networks.resnet import ResNetSpec
-from compress.pipeline.teacher.families import Candidate, NotInFamily, Shapes
+from compress.pipeline.teacher.families import Candidate, Family, NotInFamily, Shapes
 from compress.pipeline.teacher.inference import expected_shapes, load, recognise
 from tests.teacher.checkpoints import Renaming, Weights, renamed, tiny_spec, tiny_weights, trained, weights_of
 
@@ -116,10 +116,16 @@ def without_counters(weights: Weights) -> Weights:
 
 
 def refused(shapes: Shapes) -> str:
+    """The sentence that refuses a network of which a ResNet is the nearest known."""
     with pytest.raises(InputError) as caught:
         recognise(shapes, "t.pt")
-    assert caught.value.message.startswith("The architecture of 't.pt' is not recognised; the nearest is a ResNet")
+    assert caught.value.message.startswith("The architecture of 't.pt' is not recognised; the nearest is ResNet")
     return caught.value.message
+
+
+def only_candidate(shapes: Shapes) -> Candidate:
+    (candidate,) = recognise(shapes, "t.pt")
+    return candidate
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -129,7 +135,7 @@ def test_a_network_is_recognised_and_answers_the_same_whatever_its_layers_are_ca
 ) -> None:
     network = trained(spec)
     weights = renamed(without_counters(weights_of(network)), naming)
-    candidate = recognise(shapes_of(weights), "t.pt")
+    candidate = only_candidate(shapes_of(weights))
     assert candidate.spec == spec
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(load(candidate, weights).eval()(images), network(images))
@@ -137,7 +143,7 @@ def test_a_network_is_recognised_and_answers_the_same_whatever_its_layers_are_ca
 
 def test_the_order_of_the_tensors_in_the_file_does_not_matter() -> None:
     shapes = shapes_of(tiny_weights(blocks=(12, 2)))
-    assert recognise(dict(sorted(shapes.items())), "t.pt").spec == recognise(shapes, "t.pt").spec
+    assert only_candidate(dict(sorted(shapes.items()))).spec == only_candidate(shapes).spec
 
 
 @pytest.mark.parametrize(("parameters", "fields"), PUBLISHED.values(), ids=PUBLISHED)
@@ -148,39 +154,57 @@ def test_published_architectures_are_recognised_with_their_parameter_counts(
     sizes = {"widths": (16, 32, 64), "stem_width": 16} if small else {"widths": (64, 128, 256, 512), "stem_width": 64}
     spec = ResNetSpec.model_validate({"num_classes": 10 if small else 1000} | sizes | fields)
     shapes = expected_shapes(spec)
-    assert recognise(shapes, "t.pt").spec == spec
+    assert recognise(shapes, "t.pt")[0].spec == spec
     counted = (torch.Size(shape).numel() for name, shape in shapes.items() if ".running_" not in f".{name}")
     assert sum(counted) == parameters
 
 
-@pytest.mark.parametrize("shortcut", ["pad", "projection", "linear"])
+@pytest.mark.parametrize("shortcut", ["pad", "projection", "linear", "pooled"])
 def test_the_kind_of_shortcut_is_read_off_its_weights(shortcut: str) -> None:
     spec = tiny_spec(shortcut=shortcut)
-    candidate = recognise(expected_shapes(spec), "t.pt")
-    assert candidate.spec == spec
-    assert bool(candidate.assumptions) == (shortcut == "pad")
+    candidates = recognise(expected_shapes(spec), "t.pt")
+    assert candidates[0].spec == spec
+    assert len(candidates) == (2 if shortcut == "pad" else 1)
+    assert bool(candidates[0].assumptions) == (shortcut in ("pad", "pooled"))
 
 
-@pytest.mark.parametrize("shortcut", ["pad", "projection", "linear"])
+def test_shortcuts_that_never_change_the_shape_leave_nothing_open() -> None:
+    candidate = only_candidate(expected_shapes(tiny_spec(shortcut="pad", blocks=(2,), widths=(4,), stem="imagenet")))
+    assert candidate.assumptions == ()
+
+
+@pytest.mark.parametrize("shortcut", ["pad", "projection", "linear", "pooled"])
 def test_a_network_whose_batch_norm_was_fused_away_is_recognised(shortcut: str) -> None:
     spec = tiny_spec(shortcut=shortcut, batch_norm=False)
-    assert recognise(expected_shapes(spec), "t.pt").spec == spec
+    assert recognise(expected_shapes(spec), "t.pt")[0].spec == spec
+
+
+def test_a_deep_stem_is_recognised_without_its_batch_norms_too() -> None:
+    spec = tiny_spec(stem="imagenet", deep_stem=(2, 3), batch_norm=False)
+    assert only_candidate(expected_shapes(spec)).spec == spec
 
 
 def test_grey_images_and_classes_are_read_off_the_first_and_the_last_layer() -> None:
     spec = tiny_spec(channels=1, num_classes=7)
-    assert recognise(expected_shapes(spec), "t.pt").spec == spec
+    assert only_candidate(expected_shapes(spec)).spec == spec
 
 
 def test_the_reasons_say_what_was_seen() -> None:
-    reasons = " ".join(recognise(expected_shapes(tiny_spec(shortcut="pad")), "t.pt").reasons)
+    reasons = " ".join(recognise(expected_shapes(tiny_spec(shortcut="pad")), "t.pt")[0].reasons)
     assert "The first convolution is 3x3: the CIFAR form." in reasons
     assert "2 stages of 1 + 2 blocks with two convolutions each; no shortcut has weights" in reasons
+    deep = tiny_spec(stem="imagenet", deep_stem=(2, 3))
+    assert only_candidate(expected_shapes(deep)).reasons[0] == (
+        "The first convolution is 3x3, as are the two others of a deep stem: the ImageNet form."
+    )
 
 
 def test_a_plain_convolutional_network_is_refused() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    assert "no layer is named like one in a stage of blocks" in refused(shapes_of(dict(network.state_dict())))
+    with pytest.raises(
+        InputError, match=r"not recognised by the names of its tensors: 0\.weight, 0\.bias, 2\.weight and"
+    ):
+        recognise(shapes_of(dict(network.state_dict())), "t.pt")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +240,8 @@ def test_a_missing_tensor_is_named(missing: str, reason: str) -> None:
     [
         ({"fc.weight": (3, 9)}, "shapes differ: fc.weight [3, 9] (expected [3, 8])."),
         ({"conv1.weight": (4, 3, 5, 5)}, "the stem is 5x5 and not 3x3 or 7x7: conv1."),
+        ({"fc.weight": (0, 8)}, "a layer is neither convolution, batch norm nor classifier: fc.weight, fc.bias."),
+        ({"fc.weight": (1 << 60, 8)}, "no such network has its sizes (num_classes: Input should be less than"),
         ({"layer2.0.bn1.weight": (4,)}, "shapes differ: layer2.0.bn1.weight [4] (expected [8])."),
     ],
 )
@@ -235,14 +261,23 @@ def test_blocks_of_two_kinds_are_refused() -> None:
     third = {
         re.sub("2", "3", name): shape for name, shape in shapes.items() if re.match(r"layer1\.0\.(conv|bn)2", name)
     }
-    assert "blocks of two and of three convolutions are mixed" in refused(shapes | third)
+    problem = "a block has 3 convolutions, 3 batch norms and 0 linear layers instead of 2, 2 and 0: layer1.0.conv1"
+    assert problem in refused(shapes | third)
 
 
-def test_a_shortcut_that_pools_before_it_projects_is_refused() -> None:
+def test_a_shortcut_that_does_more_than_pool_before_it_projects_is_refused() -> None:
     shapes = expected_shapes(tiny_spec())
-    moved = {name.replace("downsample.1", "downsample.2").replace("downsample.0", "downsample.1"): shape
+    moved = {name.replace("downsample.1", "downsample.3").replace("downsample.0", "downsample.2"): shape
              for name, shape in shapes.items()}  # fmt: skip
-    assert "a shortcut does something without weights before it projects: layer2.0.downsample.1" in refused(moved)
+    assert "a shortcut does something without weights before it projects: layer2.0.downsample.2" in refused(moved)
+
+
+def test_shortcuts_of_which_only_some_pool_are_refused() -> None:
+    shapes = expected_shapes(tiny_spec(blocks=(1, 1, 1), widths=(4, 6, 8)))
+    later = {"layer3.0.downsample.1": "layer3.0.downsample.2", "layer3.0.downsample.0": "layer3.0.downsample.1"}
+    moved = {f"{later.get(module, module)}.{tensor}": shape for (module, _, tensor), shape in
+             ((name.rpartition("."), shape) for name, shape in shapes.items())}  # fmt: skip
+    assert "a shortcut does something without weights before it projects: layer3.0.downsample.1" in refused(moved)
 
 
 def test_long_lists_of_tensors_are_cut() -> None:
@@ -251,10 +286,27 @@ def test_long_lists_of_tensors_are_cut() -> None:
     )
 
 
-def test_the_family_with_the_fewest_misfits_is_named() -> None:
-    def family(name: str, tensors: tuple[str, ...]) -> list[Candidate]:
-        raise NotInFamily(name, "something is left over", tensors)
+def test_the_three_nearest_families_are_named() -> None:
+    def family(name: str, tensors: tuple[str, ...], distance: int | None = None) -> Family:
+        def refuses(shapes: Shapes) -> list[Candidate]:
+            raise NotInFamily(name, f"{name.lower()}s differ", tensors, distance=distance)
 
-    families = [lambda _: family("VGG", ("a", "b")), lambda _: family("DenseNet", ("c",))]
-    with pytest.raises(InputError, match="the nearest is a DenseNet, but something is left over: c"):
-        recognise({}, "t.pt", families)
+        return refuses
+
+    families = [family("VGG", ("a", "b")), family("DenseNet", ("c",)), family("ViT", ("d",), 4), family("WRN", (), 3)]
+    with pytest.raises(InputError) as caught:
+        recognise(dict.fromkeys("abcde", (1,)), "t.pt", families)
+    assert caught.value.message == (
+        "The architecture of 't.pt' is not recognised; the nearest is DenseNet, but densenets differ: c."
+    )
+    assert caught.value.hint.endswith("\nNext: VGG, but vggs differ: a, b.\nNext: WRN, but wrns differ.")
+
+
+def test_all_candidates_that_fit_are_given_and_others_left_out() -> None:
+    spec, smaller = tiny_spec(), tiny_spec(blocks=(1, 1))
+    shapes = expected_shapes(spec)
+
+    def family(shapes: Shapes) -> list[Candidate]:
+        return [Candidate(each, {name: name for name in shapes}, ()) for each in (smaller, spec, spec)]
+
+    assert [candidate.spec for candidate in recognise(shapes, "t.pt", [family])] == [spec, spec]

@@ -19,16 +19,21 @@ class Candidate:
     names: dict[str, str]
     """The checkpoint's name of each tensor to the network's."""
     reasons: tuple[str, ...]
+    """Why this and not another, in sentences."""
     assumptions: tuple[str, ...] = ()
-    """What weights cannot show."""
+    """What weights cannot show, in sentences."""
 
 
 class NotInFamily(Exception):
     """The checkpoint is none of this family's; says how near it comes."""
 
-    def __init__(self, family: str, problem: str, tensors: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, family: str, problem: str, tensors: tuple[str, ...] = (), *, distance: int | None = None
+    ) -> None:
         super().__init__(f"{family}: {problem}")
         self.family, self.problem, self.tensors = family, problem, tensors
+        self.distance = len(tensors) if distance is None else distance
+        """How many tensors are out of place; families with fewer are nearer."""
 
 
 Family = Callable[[Shapes], list[Candidate]]

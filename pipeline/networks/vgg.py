@@ -1,0 +1,123 @@
+"""VGG networks with and without batch norm, for any plan of convolutions, with the heads that repositories give them.
+
+Source: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, table 1;
+batch norm and the adaptive pooling as torchvision adds them. Parameters are named as torchvision names them
+(`features.0`, `classifier.6`).
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from compress.pipeline.networks.spec import Count, NetworkSpec
+
+Head = Literal["linear", "convolutional"]
+
+_USUAL_LINEAR_LAYERS = 3
+"""The number in a usual name counts so many, however many a smaller head has."""
+
+_IMAGENET_GRID = 7
+
+
+class VGGSpec(NetworkSpec):
+    """What it takes to build a VGG.
+
+    `blocks` are the widths of the 3x3 convolutions between two poolings. A `linear` head sees the last maps averaged
+    to `grid` x `grid` pixels; a `convolutional` one begins with a convolution of that size and averages behind its
+    hidden layers. `hidden` are the widths of the layers before the last. `last_pool` says whether max pooling follows
+    the last block, too.
+    """
+
+    family: Literal["vgg"] = "vgg"
+    blocks: tuple[tuple[Count, ...], ...]
+    hidden: tuple[Count, ...] = ()
+    grid: Annotated[int, Field(ge=1, le=64)] = 1
+    head: Head = "linear"
+    last_pool: bool = True
+    batch_norm: bool = True
+    conv_bias: bool = True
+
+    @model_validator(mode="after")
+    def _something_in_each_part(self) -> "VGGSpec":
+        if not self.blocks or not all(self.blocks):
+            raise ValueError("a block has no convolution")
+        if self.head == "convolutional" and not self.hidden:
+            raise ValueError("a convolutional head has hidden layers")
+        return self
+
+    @property
+    def depth(self) -> int:
+        """The number in the usual name: weighted layers of the original with so many convolutions."""
+        return sum(len(widths) for widths in self.blocks) + _USUAL_LINEAR_LAYERS
+
+    @property
+    def name(self) -> str:
+        return f"vgg{self.depth}_bn" if self.batch_norm else f"vgg{self.depth}"
+
+    @property
+    def title(self) -> str:
+        form = "ImageNet form" if self.grid == _IMAGENET_GRID else "CIFAR form"
+        counts = "-".join(str(len(widths)) for widths in self.blocks)
+        widths = "-".join("/".join(str(width) for width in dict.fromkeys(widths)) for widths in self.blocks)
+        linear = f"{len(self.hidden) + 1} linear layer{'s' if self.hidden else ''}"
+        norm = "batch norm" if self.batch_norm else "no batch norm"
+        return f"VGG-{self.depth} ({form}, blocks of {counts} convolutions, widths {widths}, {linear}, {norm})"
+
+    @property
+    def usual_size(self) -> int:
+        """Height and width in pixels that the poolings bring down to the grid: 224 with 7x7, 32 with one pixel."""
+        return self.grid << len(self.blocks)
+
+    @property
+    def minimum_size(self) -> int:
+        """Height and width in pixels that the poolings bring down to one."""
+        return 1 << (len(self.blocks) - (0 if self.last_pool else 1))
+
+
+class VGG(nn.Module):
+    """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    def __init__(self, spec: VGGSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.features = _features(spec)
+        self.classifier = _classifier(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, grid = self.features(x), self.spec.grid
+        if self.spec.head == "convolutional":
+            height, width = (max(size, grid) for size in x.shape[2:])
+            x = self.classifier[:-1](F.adaptive_avg_pool2d(x, (height, width)))
+            logits: Tensor = self.classifier[-1](torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        else:
+            logits = self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, grid), 1))
+        return logits
+
+
+def _features(spec: VGGSpec) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    in_channels = spec.channels
+    for widths in spec.blocks:
+        for width in widths:
+            layers.append(nn.Conv2d(in_channels, width, 3, padding=1, bias=spec.conv_bias))
+            layers += [nn.BatchNorm2d(width), nn.ReLU()] if spec.batch_norm else [nn.ReLU()]
+            in_channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*(layers if spec.last_pool else layers[:-1]))
+
+
+def _classifier(spec: VGGSpec) -> nn.Sequential:
+    """Dropout does nothing in evaluation mode; it keeps the numbers of the layers as torchvision has them."""
+    in_channels, grid = spec.blocks[-1][-1], spec.grid
+    layers: list[nn.Module] = []
+    for width in spec.hidden:
+        if spec.head == "convolutional":
+            layers.append(nn.Conv2d(in_channels, width, grid))
+        else:
+            layers.append(nn.Linear(in_channels * grid**2, width))
+        layers += [nn.ReLU(), nn.Dropout()]
+        in_channels, grid = width, 1
+    return nn.Sequential(*layers, nn.Linear(in_channels * grid**2, spec.num_classes))

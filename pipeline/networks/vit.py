@@ -1,0 +1,136 @@
+"""Vision transformers with a class token and learned positions, any depth, width and patch size; no batch norm.
+
+Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv 2010.11929), section 3.1; Touvron et al.,
+"Training data-efficient image transformers", ICML 2021 (DeiT), for the small sizes.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from compress.pipeline.networks.spec import Count, NetworkSpec
+
+EPSILON = 1e-6
+"""Of the layer norms, as torchvision and timm have it."""
+
+_LETTERS = {
+    # width and depth. Source: table 1 of both papers; Ti and S are DeiT's
+    (192, 12): "Ti",
+    (384, 12): "S",
+    (768, 12): "B",
+    (1024, 24): "L",
+    (1280, 32): "H",
+}
+
+
+class ViTSpec(NetworkSpec):
+    """What it takes to build a vision transformer.
+
+    `patch` is the side of a patch in pixels and `grid` the number of patches a side, so that only square images of
+    `patch * grid` pixels fit. `attention` says whether the weights of query, key and value lie in one tensor or three.
+    """
+
+    family: Literal["vit"] = "vit"
+    patch: Count
+    grid: Count
+    width: Count
+    depth: Count
+    mlp_width: Count
+    heads: Count
+    attention: Literal["joint", "separate"] = "joint"
+    epsilon: float = EPSILON
+
+    @model_validator(mode="after")
+    def _equal_heads(self) -> "ViTSpec":
+        if self.width % self.heads:
+            raise ValueError(f"{self.width} channels cannot be shared out to {self.heads} heads")
+        return self
+
+    @property
+    def letter(self) -> str | None:
+        """What the field calls this depth and width; None where it has no name."""
+        return _LETTERS.get((self.width, self.depth))
+
+    @property
+    def name(self) -> str:
+        return f"vit_{self.letter.lower() if self.letter else f'{self.depth}x{self.width}'}_{self.patch}"
+
+    @property
+    def title(self) -> str:
+        name = f"ViT-{self.letter}/{self.patch}" if self.letter else "ViT"
+        sizes = f"{self.depth} layers of width {self.width}, {self.heads} heads, {self.patch}x{self.patch} patches"
+        return f"{name} ({sizes}, no batch norm)"
+
+    @property
+    def usual_size(self) -> int:
+        """The one height and width in pixels that the position embedding is for."""
+        return self.patch * self.grid
+
+    @property
+    def minimum_size(self) -> int:
+        return self.usual_size
+
+    @property
+    def maximum_size(self) -> int:
+        return self.usual_size
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of tokens `[N, T, width]`.
+
+    `inputs` is one layer that puts out queries, keys and values side by side, or one layer for each of them.
+    """
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        layers, outputs = (1, 3 * spec.width) if spec.attention == "joint" else (3, spec.width)
+        self.inputs = nn.ModuleList(nn.Linear(spec.width, outputs) for _ in range(layers))
+        self.project = nn.Linear(spec.width, spec.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        parts = torch.cat([layer(tokens) for layer in self.inputs], -1).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(query, key, value)  # [N, heads, T, width / heads]
+        out: Tensor = self.project(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class ViTBlock(nn.Module):
+    """Attention and a two-layer perceptron, each behind a layer norm and around a shortcut; keeps the shape."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(spec.width, spec.epsilon)
+        self.attention = Attention(spec)
+        self.norm2 = nn.LayerNorm(spec.width, spec.epsilon)
+        self.mlp = nn.Sequential(
+            nn.Linear(spec.width, spec.mlp_width), nn.GELU(), nn.Linear(spec.mlp_width, spec.width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attention(self.norm1(tokens))
+        out: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return out
+
+
+class ViT(nn.Module):
+    """Normalised images `[N, C, H, W]` of the spec's size to logits `[N, num_classes]`."""
+
+    def __init__(self, spec: ViTSpec) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, spec.width))
+        self.position = nn.Parameter(torch.zeros(1, 1 + spec.grid**2, spec.width))
+        self.blocks = nn.Sequential(*(ViTBlock(spec) for _ in range(spec.depth)))
+        self.norm = nn.LayerNorm(spec.width, spec.epsilon)
+        self.head = nn.Linear(spec.width, spec.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)  # [N, grid^2, width], row by row
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1) + self.position
+        logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
+        return logits
