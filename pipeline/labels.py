@@ -1,6 +1,9 @@
 """Class names: read from a file, checked, and made fit for a sentence."""
 
+import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from compress.pipeline.errors import InputError, UsageError
@@ -11,6 +14,10 @@ MAX_NAME_CHARACTERS = 200
 _ONE_NAME_A_LINE = "A labels file is UTF-8 text with one class name a line, in the order of the teacher's outputs."
 # Characters that reorder the text around them: a report would show another name than the file holds.
 _REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+_NUMBERED = re.compile(r"(?P<number>\d{1,6})(?:\s*[.:,;)=-](?!\d)\s*|\s+)(?P<name>\S.*)")
+_SYNSET = re.compile(r"n\d{8}[\s:,;_-]+(?P<name>\S.*)")
+"""A noun's identifier in WordNet, as ImageNet's folders are called, with its names behind."""
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -48,6 +55,46 @@ def check_label_count(labels: tuple[str, ...], num_classes: int) -> None:
 def label_text(label: str) -> str:
     """The name as words: `_` and `-` become spaces, runs of spaces become one."""
     return " ".join(label.replace("_", " ").replace("-", " ").split()) or label
+
+
+def label_texts(labels: Sequence[str]) -> tuple[str, ...]:
+    """What of each class name is embedded: words alone, and of several synonyms as few as tell the classes apart.
+
+    Numbers in front are left out where they only count the lines, and identifiers of WordNet where names follow. What
+    stands behind a comma is taken for a synonym where most lines have a comma, or where identifiers show that the names
+    are WordNet's; in a few names of many it belongs to the name, as in `crane, bird`.
+    """
+    lines = _without_numbers(labels)
+    names = [_SYNSET.sub(r"\g<name>", line) for line in lines]
+    of_wordnet = any(name != line for name, line in zip(names, lines, strict=True))
+    if of_wordnet or 2 * sum("," in name for name in names) > len(names):
+        names = _told_apart([_synonyms(name) for name in names])
+    return tuple(label_text(name) for name in names)
+
+
+def _without_numbers(labels: Sequence[str]) -> list[str]:
+    """The names behind line numbers, counted from 0 or 1, or the labels as they are where the numbers mean something."""
+    matches = [match for label in labels if (match := _NUMBERED.fullmatch(label))]
+    numbers, names = [int(match["number"]) for match in matches], [match["name"] for match in matches]
+    counted = any(numbers == list(range(start, start + len(labels))) for start in (0, 1))
+    return names if counted and len(set(names)) == len(names) > 1 else list(labels)
+
+
+def _synonyms(name: str) -> list[str]:
+    return [synonym for part in name.split(",") if (synonym := part.strip())] or [name]
+
+
+def _told_apart(classes: Sequence[Sequence[str]]) -> list[str]:
+    """The first synonym of each class, and where classes share it, further ones until they differ."""
+    taken = [1] * len(classes)
+    while True:
+        texts = [", ".join(synonyms[:count]) for synonyms, count in zip(classes, taken, strict=True)]
+        uses = Counter(texts)
+        shared = [i for i, text in enumerate(texts) if uses[text] > 1 and taken[i] < len(classes[i])]
+        if not shared:
+            return texts
+        for index in shared:
+            taken[index] += 1
 
 
 def _file_bytes(path: Path) -> bytes:

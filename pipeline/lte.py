@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from compress.exporters.bundle import sha256_of
 from compress.pipeline.errors import InputError, MissingResourceError, UnsafeInputError, UsageError
-from compress.pipeline.labels import label_text
+from compress.pipeline.label_findings import carried_finding, closest_pairs, name_findings
+from compress.pipeline.labels import label_texts
 from compress.pipeline.records import EmbeddingRecord
 
 if TYPE_CHECKING:
@@ -83,15 +84,21 @@ def find_encoder(encoder: str | None, *, allow_download: bool = False) -> Encode
 
 
 def embed_labels(
-    labels: tuple[str, ...], *, encoder: str | None, prompt: str = DEFAULT_PROMPT, allow_download: bool = False
+    labels: tuple[str, ...],
+    *,
+    encoder: str | None,
+    prompt: str = DEFAULT_PROMPT,
+    allow_download: bool = False,
+    carried: tuple[str, ...] = (),
 ) -> tuple[NDArray[np.float32], EmbeddingRecord]:
     """Embeddings `[num_classes, dimension]` of the class names, each of unit length, and where they come from.
 
     Args:
-        labels: the class names; each takes the place of `{label}` in the prompt.
+        labels: the class names; what `label_texts` makes of each takes the place of `{label}` in the prompt.
         encoder: as in `find_encoder`.
         prompt: the sentence around a class name.
         allow_download: as in `find_encoder`.
+        carried: class names that the checkpoint itself gives, to compare with.
 
     Raises:
         UsageError: the prompt has no place for the label.
@@ -100,7 +107,8 @@ def embed_labels(
     if "{label}" not in prompt:
         raise UsageError(f"The prompt {prompt!r} has no {{label}} in it.", f"The default is {DEFAULT_PROMPT!r}.")
     found = find_encoder(encoder, allow_download=allow_download)
-    embeddings = _embed_texts(found, [prompt.replace("{label}", label_text(label)) for label in labels])
+    texts = label_texts(labels)
+    embeddings = _embed_texts(found, [prompt.replace("{label}", text) for text in texts])
     if not np.isfinite(embeddings).all():
         raise InputError(f"The text encoder {found.name} answers with values that are no numbers.")
     record = EmbeddingRecord(
@@ -109,20 +117,10 @@ def embed_labels(
         prompt=prompt,
         dimension=embeddings.shape[1],
         labels=labels,
-        closest_pair=closest_pair(labels, embeddings),
+        closest_pair=next(iter(closest_pairs(labels, embeddings)), None),
+        findings=(*carried_finding(labels, carried), *name_findings(labels, texts, embeddings)),
     )
     return embeddings, record
-
-
-def closest_pair(labels: tuple[str, ...], embeddings: NDArray[np.float32]) -> tuple[str, str, float] | None:
-    """The two labels whose unit vectors `[num_classes, dimension]` are most alike, and their cosine; None for one label."""
-    best: tuple[str, str, float] | None = None
-    for row in range(len(labels) - 1):
-        cosines = embeddings[row + 1 :] @ embeddings[row]
-        nearest = int(cosines.argmax())
-        if best is None or cosines[nearest] > best[2]:
-            best = labels[row], labels[row + 1 + nearest], float(cosines[nearest])
-    return best
 
 
 def mean_pool(hidden: "Tensor", mask: "Tensor") -> "Tensor":

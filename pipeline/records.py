@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Output = Literal["logits", "log-probabilities", "probabilities"]
 
 
 class Record(BaseModel):
@@ -28,6 +29,25 @@ class InputSpec(Record):
     """Where size and normalisation come from, in words."""
 
 
+Severity = Literal["note", "warning", "problem"]
+
+
+class Finding(Record):
+    """Something that the user should know before relying on a result."""
+
+    severity: Severity
+    """A note only informs; a warning costs fidelity or rests on an assumption; with a problem little can be expected."""
+    topic: str
+    """A word or two, such as `batch norm`."""
+    message: str
+    """One sentence: what was found."""
+    advice: str = ""
+    """One sentence: what to do about it."""
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+
 class TeacherRecord(Record):
     """What intake found out about a checkpoint."""
 
@@ -35,16 +55,25 @@ class TeacherRecord(Record):
     sha256: str
     format: str
     """In words, such as `training checkpoint, state_dict under 'state_dict'`."""
+    name: str
+    """Of the architecture, as the field knows it, such as `resnet56`."""
     architecture: str
+    """The same in a line for people."""
     spec: dict[str, Any]
-    """The network's spec as JSON; `pipeline.networks` builds the network from it."""
+    """The network's spec as JSON, which `pipeline.networks` builds it from; `{"family": "program"}` for a network that
+    is known only by its graph or code."""
     input: InputSpec
+    output: Output = "logits"
+    """What the network itself puts out; the teacher's `logits` are logits whatever this is."""
     num_classes: int
+    labels: tuple[str, ...] = ()
+    """Class names in the order of the outputs, where the checkpoint carries them."""
     parameters: int
     batch_norm_layers: int
     reasons: tuple[str, ...] = ()
     """Why this architecture and not another."""
-    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """The pre-flight diagnosis, gravest first."""
 
 
 class EmbeddingRecord(Record):
@@ -57,6 +86,8 @@ class EmbeddingRecord(Record):
     labels: tuple[str, ...]
     closest_pair: tuple[str, str, float] | None
     """The two labels whose texts are most alike, and their cosine."""
+    findings: tuple[Finding, ...] = ()
+    """What may be wrong with the names."""
 
 
 class HistoryPoint(Record):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from compress.pipeline.errors import InputError, UsageError
-from compress.pipeline.labels import MAX_FILE_BYTES, check_label_count, label_text, read_labels
+from compress.pipeline.labels import MAX_FILE_BYTES, check_label_count, label_text, label_texts, read_labels
 
 
 def labels_file(folder: Path, content: bytes) -> Path:
@@ -94,3 +94,57 @@ def test_the_number_of_names_must_be_the_number_of_outputs() -> None:
 )
 def test_names_become_words(label: str, text: str) -> None:
     assert label_text(label) == text
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [
+        (("n01440764 tench, Tinca tinca", "n01443537 goldfish"), ("tench", "goldfish")),
+        (("n02085620-Chihuahua", "n02085782-Japanese_spaniel"), ("Chihuahua", "Japanese spaniel")),
+        (("0 tench", "1 goldfish"), ("tench", "goldfish")),
+        (("0: tench, Tinca tinca", "1: goldfish, Carassius auratus"), ("tench", "goldfish")),
+        (("0,tench", "1,goldfish"), ("tench", "goldfish")),
+        (("1) tench", "2) goldfish"), ("tench", "goldfish")),
+        (("001.Black_footed_Albatross", "002.Laysan_Albatross"), ("Black footed Albatross", "Laysan Albatross")),
+        (("0 n01440764 tench", "1 n01443537 goldfish"), ("tench", "goldfish")),
+        (("tench, Tinca tinca", "goldfish, Carassius auratus"), ("tench", "goldfish")),
+    ],
+)
+def test_numbers_identifiers_and_synonyms_are_left_out_of_the_text(
+    labels: tuple[str, ...], texts: tuple[str, ...]
+) -> None:
+    assert label_texts(labels) == texts
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [
+        (("3D printer", "7-Eleven"), ("3D printer", "7 Eleven")),
+        (("0", "1", "2"), ("0", "1", "2")),
+        (("0.5 mm", "1.5 mm"), ("0.5 mm", "1.5 mm")),
+        (("0 stars", "1 star", "2 stars"), ("0 stars", "1 star", "2 stars")),  # without, two names would be one
+        (("0 cats", "2 cats, asleep", "1 cat"), ("0 cats", "2 cats, asleep", "1 cat")),  # no numbers of lines
+        (("1 dog",), ("1 dog",)),
+        (("crane, bird", "heron", "stork"), ("crane, bird", "heron", "stork")),
+        (("n01440764", "n01443537"), ("n01440764", "n01443537")),
+        ((",", "n0144 cat"), (",", "n0144 cat")),
+    ],
+)
+def test_numbers_and_commas_that_belong_to_a_name_stay(labels: tuple[str, ...], texts: tuple[str, ...]) -> None:
+    assert label_texts(labels) == texts
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [
+        (("crane, bird", "crane, machine"), ("crane, bird", "crane, machine")),
+        (
+            ("n03710637 maillot", "n03710721 maillot, tank suit", "n04008634 projectile, missile"),
+            ("maillot", "maillot, tank suit", "projectile"),
+        ),
+        (("a, b, c", "a, b, d", "a, e, f"), ("a, b, c", "a, b, d", "a, e")),
+        (("n02012849 crane", "n03126707 crane"), ("crane", "crane")),  # nothing is left to tell them apart
+    ],
+)
+def test_as_many_synonyms_stay_as_tell_the_classes_apart(labels: tuple[str, ...], texts: tuple[str, ...]) -> None:
+    assert label_texts(labels) == texts

@@ -32,7 +32,7 @@ from transformers import (
 
 from compress.pipeline import lte
 from compress.pipeline.errors import InputError, MissingResourceError, UnsafeInputError, UsageError
-from compress.pipeline.lte import closest_pair, embed_labels, find_encoder, mean_pool
+from compress.pipeline.lte import embed_labels, find_encoder, mean_pool
 
 LABELS = ("cat", "dog", "truck", "automobile")
 WORDS = ["a", "photo", "of", "cat", "dog", "truck", "tabby"]
@@ -85,6 +85,20 @@ def test_the_default_encoder_knows_what_words_mean() -> None:
     assert record.closest_pair is not None
     assert record.closest_pair[:2] == ("truck", "automobile")
     assert (record.labels, record.prompt, record.dimension) == (LABELS, "a photo of a {label}", 384)
+
+
+def test_what_is_wrong_with_the_names_is_in_the_record() -> None:
+    _, record = embed_labels(("crane", "Crane", "class_7"), encoder=None)
+    assert [finding.severity for finding in record.findings] == ["problem", "warning"]
+    assert "'crane' and 'Crane' mean the same" in record.findings[0].message
+    assert "'class_7'" in record.findings[1].message
+
+
+def test_line_numbers_and_identifiers_are_not_embedded() -> None:
+    numbered, record = embed_labels(("0 n02123045 tabby, tabby cat", "1 n02085620 Chihuahua"), encoder=None)
+    plain, _ = embed_labels(("tabby", "Chihuahua"), encoder=None)
+    np.testing.assert_allclose(numbered, plain, atol=1e-6)
+    assert record.labels == ("0 n02123045 tabby, tabby cat", "1 n02085620 Chihuahua")
 
 
 def test_no_connection_is_tried_and_nothing_is_printed_even_where_the_hub_is_not_switched_off() -> None:
@@ -293,10 +307,3 @@ def test_padding_does_not_count_in_the_mean() -> None:
     hidden = torch.tensor([[[1.0, 4.0], [3.0, 8.0], [100.0, 100.0]]])
     # ((1, 4) + (3, 8)) / 2
     assert mean_pool(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2.0, 6.0]]
-
-
-def test_the_closest_pair_has_the_greatest_cosine() -> None:
-    embeddings = np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32)
-    # Cosines: a b 0, a c 0.6, b c 0.8
-    assert closest_pair(("a", "b", "c"), embeddings) == ("b", "c", float(np.float32(0.8)))
-    assert closest_pair(("a",), embeddings[:1]) is None
