@@ -1,161 +1,180 @@
-"""Reads a checkpoint without executing anything in it, and hashes the very bytes that it reads."""
+"""Reads a teacher's file, or folder, of any format: once, hashing the very bytes that it reads, executing nothing in it."""
 
 import hashlib
-import io
-import json
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import safetensors.torch
-import torch
-from torch import Tensor
+from compress.pipeline.errors import InputError, UnsafeInputError
+from compress.pipeline.teacher.checkpoint import Checkpoint, Program
+from compress.pipeline.teacher.readers.contents import find_weights
+from compress.pipeline.teacher.readers.files import memory_limit, read_file
+from compress.pipeline.teacher.readers.formats import Format, printable, recognise_format
+from compress.pipeline.teacher.readers.safetensors_files import index_in, read_index, read_safetensors
+from compress.pipeline.teacher.readers.torch_files import read_plain_pickle, read_torch_legacy, read_torch_zip
+from compress.pipeline.teacher.readers.trusted import Loaded, load_trusted
+from compress.pipeline.teacher.readers.weights import tidy
 
-from compress.pipeline.errors import InputError, UnsafeInputError, UsageError
-from compress.pipeline.teacher.formats import DAMAGED_HINT, Format, printable, recognise_format
-from compress.pipeline.teacher.pickles import imported_names
-from compress.pipeline.teacher.weights import METADATA_KEYS, as_float32, find_weights, without_wrappers
+if TYPE_CHECKING:
+    from compress.pipeline.teacher.programs.exported import ExportedProgram
 
-_MODULE_RECIPE = """Where the model's code is at hand, save its weights alone:
-    model = {load}
-    torch.save({{'state_dict': model.state_dict()}}, 'weights.pt')"""
-
-_DICTIONARY_RECIPE = """Where you trust the file, save its weights alone:
-    checkpoint = {load}
-    torch.save({{'state_dict': checkpoint['state_dict']}}, 'weights.pt')"""
-
-_TITLES: dict[Format, str] = {
-    "torch zip": "PyTorch checkpoint",
-    "torch legacy": "PyTorch checkpoint of the format before 1.6",
-    "safetensors": "safetensors file",
-}
+_CODE_WAS_RUN = "Code from the file was run to load it, as --allow-pickle asked."
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint as read: dense float32 tensors under names without wrappers' prefixes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file in memory."""
 
-    file_name: str
+    path: Path
+    name: str
+    """For messages."""
+    data: bytearray
     sha256: str
-    format: str
-    tensors: dict[str, Tensor]
-    metadata: dict[str, object]
-    """`input_size`, `mean` and `std`, those that the file carries."""
-    warnings: tuple[str, ...]
+    size: int
+    """Bytes of all that was read."""
+    allow_pickle: bool
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a state_dict, a training checkpoint or a safetensors file.
+def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Read weights, or a program with its weights.
+
+    Args:
+        path: a file in one of the formats of `formats.py`; a Hugging Face folder; or one with sharded safetensors.
+        allow_pickle: run what a pickle says, where it says more than weights need.
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
         UnsafeInputError: loading it would execute code.
         InputError: it is in another format, damaged, or its weights are not usable.
     """
-    data = _read_bytes(path)
-    form = recognise_format(data, path.name)
-    found = find_weights(_parse(form, data, path.name), path.name)
-    return Checkpoint(
-        file_name=path.name,
+    if path.is_dir():
+        return _read_folder(path)
+    data = read_file(path)
+    file = _File(
+        path=path,
+        name=printable(path.name),
+        data=data,
         sha256=hashlib.sha256(data).hexdigest(),
-        format=f"{_TITLES[form]}, {found.location}",
-        tensors=without_wrappers(as_float32(found.weights, path.name, _memory_limit(data))),
+        size=len(data),
+        allow_pickle=allow_pickle,
+    )
+    return _READERS[recognise_format(data, file.name)](file)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    if (folder / "config.json").exists():
+        from compress.pipeline.teacher.programs.huggingface import read_model_folder
+
+        return read_model_folder(folder, read_checkpoint)
+    path = index_in(folder)
+    if path is None:
+        hint = "It has neither a model's config.json nor safetensors: name the checkpoint file inside it."
+        raise InputError(f"'{folder}' is a folder.", hint)
+    return read_checkpoint(path)
+
+
+def _read_torch_zip(file: _File) -> Checkpoint:
+    return _read_pickled(file, "torch zip", read_torch_zip, "PyTorch checkpoint")
+
+
+def _read_torch_legacy(file: _File) -> Checkpoint:
+    return _read_pickled(file, "torch legacy", read_torch_legacy, "PyTorch checkpoint of the format before 1.6")
+
+
+def _read_plain_pickle(file: _File) -> Checkpoint:
+    return _read_pickled(file, "pickle", read_plain_pickle, "Python pickle")
+
+
+def _read_pickled(file: _File, form: Format, read: Callable[[bytearray, str], object], title: str) -> Checkpoint:
+    """Data by the reader of the format; what it refuses as code is run where the user asked for it."""
+    try:
+        return _from_tree(read(file.data, file.name), file, title)
+    except UnsafeInputError:
+        if not file.allow_pickle:
+            raise
+    return _from_trusted(load_trusted(file.data, form, file.name), file, title)
+
+
+def _from_trusted(loaded: Loaded, file: _File, title: str) -> Checkpoint:
+    from compress.pipeline.teacher.programs.modules import Classifier
+
+    checkpoint = _from_tree(loaded.tree, file, title)
+    checkpoint = replace(checkpoint, warnings=(_CODE_WAS_RUN, *checkpoint.warnings))
+    if loaded.module is None:
+        return checkpoint
+    kind = type(loaded.module)
+    network = Program(
+        network=Classifier(loaded.module), title=f"pickled module of class {kind.__module__}.{kind.__qualname__}"
+    )
+    return replace(checkpoint, format=f"{title}, a pickled module", program=network)
+
+
+def _read_safetensors(file: _File) -> Checkpoint:
+    tensors, metadata = read_safetensors(file.data, file.name)
+    return _from_tree({**metadata, **tensors}, file, "safetensors file")
+
+
+def _read_safetensors_index(file: _File) -> Checkpoint:
+    sharded = read_index(file.data, file.path)
+    whole = replace(file, sha256=sharded.sha256, size=sharded.size)
+    return _from_tree({**sharded.metadata, **sharded.tensors}, whole, "sharded safetensors")
+
+
+def _read_torchscript(file: _File) -> Checkpoint:
+    from compress.pipeline.teacher.programs.torchscript import read_torchscript
+
+    return read_torchscript(file.data, file.name, file.sha256)
+
+
+def _read_exported(file: _File) -> Checkpoint:
+    from compress.pipeline.teacher.programs.exported import read_exported
+
+    return _from_program(read_exported(file.data, file.name), file, "torch.export program")
+
+
+def _read_onnx(file: _File) -> Checkpoint:
+    from compress.pipeline.teacher.programs.onnx_model import read_onnx
+
+    return read_onnx(file.data, file.name, file.path.parent)
+
+
+_READERS: Mapping[Format, Callable[[_File], Checkpoint]] = {
+    "torch zip": _read_torch_zip,
+    "torch legacy": _read_torch_legacy,
+    "pickle": _read_plain_pickle,
+    "safetensors": _read_safetensors,
+    "safetensors index": _read_safetensors_index,
+    "torchscript": _read_torchscript,
+    "torch export": _read_exported,
+    "onnx": _read_onnx,
+}
+
+
+def _from_tree(tree: object, file: _File, title: str) -> Checkpoint:
+    """A checkpoint from whatever dictionary was saved."""
+    found = find_weights(tree, file.name)
+    tidied = tidy(found.weights, file.name, memory_limit(file.size))
+    also = (f"The checkpoint has weights under '{printable(key)}', too; they were not used." for key in found.also)
+    return Checkpoint(
+        file_name=file.path.name,
+        sha256=file.sha256,
+        format=f"{title}, {found.location}",
+        tensors=tidied.tensors,
         metadata=found.metadata,
-        warnings=tuple(f"The checkpoint has weights under '{key}', too; they were not used." for key in found.also),
+        batches_tracked=tidied.batches_tracked,
+        labels=found.labels,
+        warnings=(*also, *tidied.notes),
     )
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise InputError(f"'{path}' is a folder.", "Name the checkpoint file inside it.")
-        if path.exists() and not path.is_file():
-            raise InputError(f"'{path}' is not a regular file.")
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no file '{path}'.") from error
-    except OSError as error:
-        raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
-
-
-def _memory_limit(data: bytes) -> int:
-    """Bytes that a file may expand to: half precision doubles, and small files may do as they like."""
-    return 3 * len(data) + 2**30
-
-
-def _parse(form: Format, data: bytes, name: str) -> object:
-    if form == "safetensors":
-        return _parse_safetensors(data, name)
-    if form == "pickle":
-        plain = InputError(f"'{name}' is a Python pickle that torch.save did not write.", _recipe(form, name, []))
-        raise _unsafe(form, data, name) or plain
-    if form == "torch zip":
-        _check_declared_size(data, name)
-    try:
-        tree: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a file can fail in the reader in any way; what matters is whether it wanted to import
-        stream = _object_pickle(data) if form == "torch zip" else data
-        raise _unsafe(form, stream, name) or _damaged(name) from error
-    return tree
-
-
-def _check_declared_size(data: bytes, name: str) -> None:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        declared = sum(info.file_size for info in archive.infolist())
-    if declared > _memory_limit(data):
-        raise InputError(
-            f"'{name}' is small but declares {declared:,} bytes.", "It is damaged or made to exhaust memory."
-        )
-
-
-def _object_pickle(data: bytes) -> bytes:
-    """The pickle inside PyTorch's zip format; nothing where it is damaged."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        member = next(info for info in archive.infolist() if info.filename.rsplit("/", 1)[-1] == "data.pkl")
-        try:
-            return archive.read(member)
-        except Exception:  # noqa: BLE001  a wrong checksum, flag or method, each with its own type
-            return b""
-
-
-def _unsafe(form: Format, stream: bytes, name: str) -> UnsafeInputError | None:
-    names = imported_names(stream)
-    if not names:
-        return None
-    listed = ", ".join(printable(found) for found in names[:5])
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    sentence = f"'{name}' would execute code when loaded: it imports {listed}{more}."
-    return UnsafeInputError(sentence, _recipe(form, name, names))
-
-
-def _recipe(form: Format, name: str, imported: list[str]) -> str:
-    """How the owner of a pickle saves its weights alone."""
-    load = f"pickle.load(open('{name}', 'rb'))" if form == "pickle" else f"torch.load('{name}', weights_only=False)"
-    is_module = any(found.startswith("torch.nn.modules.") for found in imported)
-    return (_MODULE_RECIPE if is_module else _DICTIONARY_RECIPE).format(load=load)
-
-
-def _damaged(name: str) -> InputError:
-    return InputError(f"'{name}' is damaged or truncated.", DAMAGED_HINT)
-
-
-def _parse_safetensors(data: bytes, name: str) -> object:
-    try:
-        tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = {key: value for key, value in header.get("__metadata__", {}).items() if key in METADATA_KEYS}
-    except Exception as error:  # the reader raises its own type, and KeyError for number types that it does not know
-        raise _damaged(name) from error
-    return {**tensors, **_decoded(metadata)}
-
-
-def _decoded(metadata: Mapping[str, str]) -> dict[str, object]:
-    """Metadata values are strings; those that hold JSON become what they hold."""
-    decoded: dict[str, object] = {}
-    for key, value in metadata.items():
-        try:
-            decoded[key] = json.loads(value)
-        except ValueError:
-            decoded[key] = value
-    return decoded
+def _from_program(read: "ExportedProgram", file: _File, title: str) -> Checkpoint:
+    return Checkpoint(
+        file_name=file.path.name,
+        sha256=file.sha256,
+        format=title,
+        tensors=read.tensors,
+        batches_tracked=read.batches_tracked,
+        warnings=read.warnings,
+        program=read.program,
+    )
