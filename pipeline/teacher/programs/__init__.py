@@ -1,0 +1,1 @@
+"""Formats that hold a program and not only weights: translated, never run as they are."""

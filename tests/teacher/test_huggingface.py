@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import ConvNextConfig, ConvNextForImageClassification
+
+from compress.pipeline.errors import InputError, UnsafeInputError
+from compress.pipeline.teacher import Teacher, open_teacher
+
+SMALL = {"model_type": "convnext", "hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}
+LABELS = {"id2label": {"0": "cat", "1": "dog", "2": "cow"}}
+
+
+def model_folder(folder: Path, config: dict[str, Any] | None = None, processor: dict[str, Any] | None = None) -> Path:
+    """A model as `save_pretrained` writes it, the config changed where a test wants it."""
+    torch.manual_seed(0)
+    settings = ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, id2label=dict(enumerate("abc")))
+    save_file(dict(ConvNextForImageClassification(settings).state_dict()), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(SMALL | LABELS | (config or {})))
+    if processor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def opened(folder: Path) -> Teacher:
+    return open_teacher(folder)
+
+
+def test_a_folder_becomes_a_teacher_that_answers_as_transformers_does(tmp_path: Path) -> None:
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "crop_size": {"height": 32, "width": 32}}
+    teacher = opened(model_folder(tmp_path, processor=processor))
+    images = torch.rand(2, 3, 32, 32)
+    model = ConvNextForImageClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(teacher.logits(images), model((images - 0.5) / 0.25).logits.detach())
+    record = teacher.record
+    assert record.format.startswith("Hugging Face folder, safetensors file")
+    assert (record.input.height, record.input.mean, record.input.std) == (32, (0.5,) * 3, (0.25,) * 3)
+    assert record.labels == ("cat", "dog", "cow")
+    assert record.num_classes == 3
+
+
+def test_every_file_of_the_folder_counts_in_its_digest(tmp_path: Path) -> None:
+    before = opened(model_folder(tmp_path, processor={"size": 32})).record.sha256
+    assert opened(model_folder(tmp_path, processor={"size": 33})).record.sha256 != before
+    assert opened(model_folder(tmp_path, {"layer_norm_eps": 1e-5}, {"size": 32})).record.sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("processor", "size", "mean"),
+    [
+        ({"size": 40}, 40, 0.485),
+        ({"size": {"shortest_edge": 48}}, 48, 0.485),
+        ({"size": {"height": 48, "width": 48}, "crop_size": 40, "image_mean": [0.1] * 3}, 40, 0.1),
+        ({"size": 40, "do_normalize": False, "image_mean": [0.1] * 3}, 40, 0.0),
+    ],
+)
+def test_size_and_normalisation_are_the_image_processors(
+    processor: dict[str, Any], size: int, mean: float, tmp_path: Path
+) -> None:
+    image = opened(model_folder(tmp_path, processor=processor)).record.input
+    assert (image.height, image.width, image.mean[0]) == (size, size, mean)
+
+
+def test_placeholder_names_are_no_labels(tmp_path: Path) -> None:
+    placeholders = {"id2label": {str(index): f"LABEL_{index}" for index in range(3)}}
+    assert opened(model_folder(tmp_path, placeholders, {"size": 32})).record.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "nonsense"}, "is no image classifier that transformers can build"),
+        ({"model_type": None}, "is no image classifier"),
+        ({"model_type": "bert"}, "is no image classifier"),
+        ({"hidden_sizes": [4]}, "is no image classifier|do not fit the network"),
+        ({"hidden_sizes": [4, 16]}, "do not fit the network"),
+        ({"depths": [1, 10**9]}, "claims 1,000,000,000 for 'depths' but holds"),
+        ({"num_stages": 10**9}, "claims 1,000,000,000 for 'num_stages'"),
+        ({"hidden_sizes": "many"}, "is no image classifier"),
+        ({"hidden_sizes": [2**40, 2**41]}, "is no image classifier|do not fit the network"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        opened(model_folder(tmp_path, config))
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    config = {"auto_map": {"AutoModelForImageClassification": "own.Model", "AutoConfig": "own.Config"}}
+    with pytest.raises(UnsafeInputError, match="needs Python code of its own, which is not run"):
+        opened(model_folder(tmp_path, config))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    model_folder(tmp_path).joinpath("model.safetensors").unlink()
+    with pytest.raises(InputError, match="has no weights"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000])
+def test_a_config_that_is_not_json_is_refused(content: str, tmp_path: Path) -> None:
+    model_folder(tmp_path).joinpath("config.json").write_text(content)
+    with pytest.raises(InputError, match=r"is not JSON|holds no settings"):
+        opened(tmp_path)
+
+
+def test_pickled_weights_are_read_without_executing_them(tmp_path: Path) -> None:
+    model_folder(tmp_path, processor={"size": 32})
+    tensors = ConvNextForImageClassification.from_pretrained(tmp_path).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    assert opened(tmp_path).record.format == "Hugging Face folder, PyTorch checkpoint, a bare state_dict"
