@@ -21,7 +21,7 @@ from compress.pipeline.errors import CompressError, GateError, Interrupted, Miss
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from compress.pipeline.records import ValidateRecord
+    from compress.pipeline.records import Finding, ValidateRecord
     from compress.pipeline.run import Delivery
     from compress.pipeline.settings import Settings
 
@@ -62,17 +62,39 @@ class DefaultGroup(TyperGroup):
 
 app = typer.Typer(cls=DefaultGroup, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-INPUT, TEXT, VERDICT, RUNNING = "The teacher's input", "Class names as text", "The verdict", "Running"
-
 Checkpoint = Annotated[
     Path,
-    typer.Argument(metavar="CHECKPOINT", help="The teacher: a state_dict, training checkpoint or safetensors file."),
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="The teacher: weights (.pt, .pth, .safetensors), TorchScript, torch.export, ONNX, or a Hugging Face folder.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-INPUT_SIZE = "Height and width in pixels. Default: as the checkpoint says."
+INPUT, TEXT, VERDICT, RUNNING = "The teacher", "Class names as text", "The verdict", "Running"
+InputSize = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=INPUT, help="Height and width of its images in pixels. Default: as the checkpoint says."
+    ),
+]
+Mean = Annotated[str | None, typer.Option(rich_help_panel=INPUT, help="Its normalisation, such as 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(rich_help_panel=INPUT, help="Likewise, such as 0.229,0.224,0.225.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=INPUT,
+        help="What builds the network, where weights alone do not tell: package.module:function, or timm:NAME.",
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", rich_help_panel=INPUT, help="Run the code in a pickled module. Only for files that you trust."
+    ),
+]
 
 EPILOG = """[bold]Other commands[/bold], each with --help
-  compress inspect CHECKPOINT   what a checkpoint is, without running anything
+  compress inspect CHECKPOINT   what a checkpoint is, and whether it can be distilled
   compress targets              the devices and what is produced for each
   compress lint FILE            check any ONNX file against a device's rules
   compress verify FOLDER        check a delivered folder against its manifest
@@ -110,11 +132,11 @@ def run_command(
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="How to distil: default or smoke.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole command, such as 90s, 15m or 1.5h.")] = None,
-    input_size: Annotated[int | None, typer.Option(rich_help_panel=INPUT, help=INPUT_SIZE)] = None,
-    mean: Annotated[
-        str | None, typer.Option(rich_help_panel=INPUT, help="Its normalisation, such as 0.485,0.456,0.406.")
-    ] = None,
-    std: Annotated[str | None, typer.Option(rich_help_panel=INPUT, help="Likewise, such as 0.229,0.224,0.225.")] = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    arch: Arch = None,
+    allow_pickle: AllowPickle = False,
     text_encoder: Annotated[
         str | None, typer.Option(rich_help_panel=TEXT, help="A local folder, or a name in the local cache.")
     ] = None,
@@ -160,6 +182,8 @@ def run_command(
         "teacher.input_size": input_size,
         "teacher.mean": None if mean is None else numbers(mean, "--mean"),
         "teacher.std": None if std is None else numbers(std, "--std"),
+        "teacher.arch": arch,
+        "teacher.allow_pickle": allow_pickle or None,
         "embed.text_encoder": text_encoder,
         "embed.allow_download": allow_download or None,
         "gates.min_agreement": min_agreement,
@@ -183,31 +207,33 @@ def run_command(
 @app.command("inspect")
 def inspect_command(
     checkpoint: Checkpoint,
-    input_size: Annotated[int | None, typer.Option(help=INPUT_SIZE)] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names, to look at them, too.")] = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    arch: Arch = None,
+    allow_pickle: AllowPickle = False,
+    text_encoder: Annotated[str | None, typer.Option(help="A local folder, or a name in the local cache.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a checkpoint is: format, architecture and why, input, classes."""
-    from compress.pipeline.teacher import open_teacher
+    """Say what a checkpoint is, and whether data-free distillation will work on it."""
+    from compress.pipeline.inspection import inspect_teacher
 
-    record = open_teacher(checkpoint, input_size=input_size).record
-    if as_json:
-        typer.echo(record.model_dump_json(indent=2))
-        return
-    image = record.input
-    _print_facts(
-        {
-            "file": f"{record.file_name}, SHA-256 {record.sha256[:16]}…",
-            "format": record.format,
-            "architecture": record.architecture,
-            "parameters": f"{record.parameters:,}",
-            "classes": str(record.num_classes),
-            "input": f"{image.channels} x {image.height} x {image.width}, mean {image.mean}, std {image.std}",
-            "from": image.source,
-            "batch-norm layers": str(record.batch_norm_layers),
-            "recognised because": "\n".join(record.reasons),
-            "warnings": "\n".join(record.warnings) or "none",
-        }
+    inspection = inspect_teacher(
+        checkpoint,
+        labels,
+        text_encoder=text_encoder,
+        input_size=input_size,
+        mean=None if mean is None else numbers(mean, "--mean"),
+        std=None if std is None else numbers(std, "--std"),
+        arch=arch,
+        allow_pickle=allow_pickle,
     )
+    if as_json:
+        typer.echo(inspection.model_dump_json(indent=2))
+        return
+    _print_facts(inspection.facts())
+    _print_findings(inspection.all_findings, inspection.outlook)
 
 
 @app.command("targets")
@@ -374,6 +400,18 @@ def _print_facts(facts: dict[str, str]) -> None:
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(value))
     _stdout().print(table)
+
+
+def _print_findings(findings: "tuple[Finding, ...]", outlook: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"problem": "red", "warning": "yellow", "note": "dim"}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for finding in findings:
+        table.add_row(Text(finding.severity, style=colours[finding.severity]), Text(finding.topic), Text(str(finding)))
+    for block in ("", table, "", Text(outlook, style="bold")):
+        _stdout().print(block)
 
 
 def _console(quiet: bool) -> "Console":

@@ -58,9 +58,7 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
     """
     labels = read_labels(labels_file)
     compute = choose_compute(settings)
-    teacher = open_teacher(
-        checkpoint, input_size=settings.teacher.input_size, mean=settings.teacher.mean, std=settings.teacher.std
-    )
+    teacher = open_teacher(checkpoint, **dict(settings.teacher))
     record = teacher.record
     settings = with_enough_probes(settings, record.num_classes)
     check_label_count(labels, record.num_classes)

@@ -36,6 +36,10 @@ class TeacherSettings(Section):
     """Per-channel mean that the teacher's training subtracted, for pixels in [0, 1]."""
     std: tuple[float, ...] | None = None
     """Per-channel standard deviation that it divided by."""
+    arch: str | None = None
+    """What builds the network, where it is not to be inferred: `package.module:function`, or `timm:NAME`."""
+    allow_pickle: bool = False
+    """Execute what a pickled module says; never for a file that is not trusted."""
 
 
 class EmbedSettings(Section):

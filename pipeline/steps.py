@@ -23,6 +23,7 @@ from compress.pipeline.records import (
     EmbeddingRecord,
     ExportedGraph,
     ExportRecord,
+    Finding,
     QuantizeRecord,
     TeacherRecord,
     ValidateRecord,
@@ -38,9 +39,6 @@ from compress.pipeline.workspace import (
 
 RESERVE_SECONDS = 90.0
 """Kept back from a budget for what follows distillation, but never more than a quarter of it."""
-
-SAME_TEXT = 0.999
-"""Cosine above which two class names give the generator nothing to tell their images apart by."""
 
 PARITY_IMAGES = 16
 """Probes on which an exported graph must answer as torch does."""
@@ -62,19 +60,23 @@ def intake(space: Workspace) -> TeacherRecord:
         return f"{record.architecture}: {record.parameters:,} parameters, {record.num_classes} classes"
 
     space.stage("intake", inputs, TeacherRecord, lambda _: record, summary)
-    for warning in record.warnings:
-        space.progress.note(warning)
+    _tell(space, record.findings)
     return record
 
 
 def embed(space: Workspace, labels: tuple[str, ...]) -> EmbeddingRecord:
     """Class names to label-text embeddings."""
     asked = space.settings.embed
-    inputs = {"labels": labels, "encoder": space.encoder.sha256, "prompt": asked.prompt}
+    carried = space.teacher.record.labels
+    inputs = {"labels": labels, "carried": carried, "encoder": space.encoder.sha256, "prompt": asked.prompt}
 
     def produce(folder: Path) -> EmbeddingRecord:
         embeddings, record = embed_labels(
-            labels, encoder=asked.text_encoder, prompt=asked.prompt, allow_download=asked.allow_download
+            labels,
+            encoder=asked.text_encoder,
+            prompt=asked.prompt,
+            allow_download=asked.allow_download,
+            carried=carried,
         )
         write_tensors(folder / EMBEDDINGS_FILE, {"embeddings": torch.from_numpy(embeddings)})
         return record
@@ -83,12 +85,15 @@ def embed(space: Workspace, labels: tuple[str, ...]) -> EmbeddingRecord:
         return f"{len(labels)} class names through {record.encoder}, {record.dimension} values each"
 
     record = space.stage("embed", inputs, EmbeddingRecord, produce, summary)
-    if record.closest_pair and record.closest_pair[2] > SAME_TEXT:
-        one, other, _ = record.closest_pair
-        space.progress.note(
-            f"The class names '{one}' and '{other}' mean the same to the text encoder; tell them apart."
-        )
+    _tell(space, record.findings)
     return record
+
+
+def _tell(space: Workspace, findings: tuple[Finding, ...]) -> None:
+    """What may cost fidelity is said while there is time to stop; the rest is in the report."""
+    for finding in findings:
+        if finding.severity != "note":
+            space.progress.note(str(finding))
 
 
 def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:

@@ -78,8 +78,7 @@ class Workspace:
 
     @cached_property
     def teacher(self) -> Teacher:
-        asked = self.settings.teacher
-        return open_teacher(self.checkpoint, input_size=asked.input_size, mean=asked.mean, std=asked.std)
+        return open_teacher(self.checkpoint, **dict(self.settings.teacher))
 
     @cached_property
     def probes(self) -> Probes:

@@ -109,10 +109,10 @@ def test_inspect_says_what_a_checkpoint_is(teacher_file: Path) -> None:
     assert result.exit_code == 0
     facts = dict(re.findall(r"^(\S(?:.*?\S)?)  +(\S.*?) *$", result.stdout, re.MULTILINE))
     assert facts["format"] == "PyTorch checkpoint, weights under 'state_dict'"
-    assert facts["architecture"].startswith("ResNet-18 (CIFAR form")
+    assert facts["architecture"].startswith("resnet18: ResNet-18 (CIFAR form")
     assert facts["classes"] == str(len(LABELS))
-    assert facts["input"].startswith("1 x 8 x 8, mean (0.4,), std (0.2,)")
-    assert facts["warnings"] == "none"
+    assert facts["input"].startswith("1 x 8 x 8, mean 0.4, std 0.2")
+    assert facts["output"] == "logits"
 
 
 def test_inspect_gives_its_record_to_machines(teacher_file: Path) -> None:
@@ -230,9 +230,13 @@ class Harmful:
         (
             lambda _, path: torch.save({"a.weight": torch.ones(3)}, path),
             3,
-            "is not recognised; the nearest is a ResNet",
+            "is not recognised by the names of its tensors: a.weight.",
         ),
-        (lambda _, path: save_file({"a.weight": torch.ones(3)}, path), 3, "is not recognised; the nearest is a ResNet"),
+        (
+            lambda _, path: save_file({"a.weight": torch.ones(3)}, path),
+            3,
+            "is not recognised by the names of its tensors: a.weight.",
+        ),
         (with_state(lambda state: state.pop("fc.bias")), 3, "the checkpoint lacks its: fc.bias"),
         (with_state(lambda state: state.update(extra=torch.ones(2))), 3, "nor classifier: extra."),
         (first_weight(float("nan")), 3, "'bad.pt' has NaN or infinite numbers in 'conv1.weight'."),

@@ -74,10 +74,10 @@ def test_the_teacher_is_read_without_any_option() -> None:
     path = EXAMPLE / "teacher.pt"
     record = open_teacher(path).record
     assert path.stat().st_size < 1_000_000
-    assert record.architecture == "ResNet-32 (CIFAR form, basic blocks, widths 16-24-32, projection shortcuts)"
+    assert record.architecture == "ResNet-32 (CIFAR form, basic blocks, widths 16-24-32, option B shortcuts)"
     assert (record.input.channels, record.input.height, record.num_classes) == (1, 8, 10)
     assert record.parameters == 166_218
-    assert record.warnings == ()
+    assert {finding.severity for finding in record.findings} == {"note"}
 
 
 def test_the_teacher_is_right_on_99_percent_of_the_held_out_images(held_out: tuple[Floats, NDArray[np.int64]]) -> None:

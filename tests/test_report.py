@@ -27,6 +27,7 @@ from compress.pipeline.records import (
     EngineRecord,
     ExportedGraph,
     ExportRecord,
+    Finding,
     HistoryPoint,
     InputSpec,
     Proportion,
@@ -137,6 +138,7 @@ def report_data(labels: tuple[str, ...] = DIGITS, **changes: Any) -> ReportData:
             file_name="teacher.pt",
             sha256="a" * 64,
             format="training checkpoint, state_dict under 'state_dict'",
+            name="resnet18",
             architecture="ResNet-18 with a 3x3 stem, width 64",
             spec={"family": "resnet"},
             input=InputSpec(
@@ -151,7 +153,14 @@ def report_data(labels: tuple[str, ...] = DIGITS, **changes: Any) -> ReportData:
             parameters=11_173_962,
             batch_norm_layers=20,
             reasons=("122 of 122 keys and shapes match", "the first convolution is 3x3 with stride 1"),
-            warnings=("The checkpoint does not say how its images were normalised.",),
+            findings=(
+                Finding(
+                    severity="warning",
+                    topic="normalisation",
+                    message="The checkpoint does not say how its images were normalised.",
+                    advice="Give --mean and --std.",
+                ),
+            ),
         ),
         embedding=EmbeddingRecord(
             encoder="all-MiniLM-L6-v2",
@@ -241,9 +250,9 @@ def hostile_files() -> dict[str, str]:
     """Foreign text in every place that it can reach."""
     data = report_data(labels=HOSTILE, validation=validation(len(HOSTILE)))
     nasty = "<b>|`*_\x1b[2J\u202e"
-    teacher = data.teacher.model_copy(
-        update={"file_name": nasty, "format": nasty, "architecture": nasty, "warnings": (nasty,), "reasons": (nasty,)}
-    )
+    finding = Finding(severity="problem", topic=nasty, message=nasty, advice=nasty)
+    texts = dict.fromkeys(("file_name", "format", "name", "architecture"), nasty)
+    teacher = data.teacher.model_copy(update={**texts, "findings": (finding,), "reasons": (nasty,)})
     return files(
         data.model_copy(
             update={"title": nasty, "teacher": teacher, "settings": {nasty: nasty}, "versions": {nasty: nasty}}

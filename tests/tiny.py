@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.pipeline.device import Compute
+from compress.pipeline.networks import NetworkSpec, build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet, ResNetSpec
 from compress.pipeline.progress import Silent
@@ -25,15 +26,16 @@ def tiny_spec(**changes: Any) -> ResNetSpec:
     return ResNetSpec.model_validate(usual | changes)
 
 
-def record_of(spec: ResNetSpec, size: int | tuple[int, int] = 8) -> TeacherRecord:
+def record_of(spec: NetworkSpec, size: int | tuple[int, int] = 8) -> TeacherRecord:
     """What intake would say about a network of this spec; no weights are allocated."""
     height, width = (size, size) if isinstance(size, int) else size
     with torch.device("meta"):
-        network = ResNet(spec)
+        network = build(spec)
     return TeacherRecord(
         file_name="teacher.pt",
         sha256="0" * 64,
         format="PyTorch checkpoint",
+        name=spec.name,
         architecture=spec.title,
         spec=spec.model_dump(mode="json"),
         input=InputSpec(

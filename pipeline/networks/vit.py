@@ -131,6 +131,6 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).transpose(1, 2)  # [N, grid^2, width], row by row
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], 1) + self.position
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1) + self.position
         logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
         return logits

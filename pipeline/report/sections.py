@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.pipeline.fidelity import find_artifact, percent
-from compress.pipeline.records import DistillRecord, EmbeddingRecord, ProbeAdequacy, QuantizeRecord, TeacherRecord
+from compress.pipeline.records import (
+    DistillRecord,
+    EmbeddingRecord,
+    Finding,
+    ProbeAdequacy,
+    QuantizeRecord,
+    TeacherRecord,
+)
 from compress.pipeline.report import text
 from compress.pipeline.report.data import ReportData
 
@@ -95,17 +102,22 @@ def _teacher(teacher: TeacherRecord) -> Section:
             ("File", teacher.file_name),
             ("SHA-256", teacher.sha256),
             ("Format", teacher.format),
-            ("Architecture", teacher.architecture),
+            ("Architecture", f"{teacher.name}: {teacher.architecture}"),
             ("Input", f"{image.channels} x {image.height} x {image.width}"),
             ("Mean", _numbers(image.mean)),
             ("Standard deviation", _numbers(image.std)),
             ("Input according to", image.source or text.MISSING),
             ("Classes", text.count(teacher.num_classes)),
             ("Parameters", text.count(teacher.parameters)),
+            ("Output", teacher.output),
             ("Batch-norm layers", text.count(teacher.batch_norm_layers)),
         ),
-        lists=_lists({"Why this architecture": teacher.reasons, "Warnings": teacher.warnings}),
+        lists=_lists({"Why this architecture": teacher.reasons, "Diagnosis": _diagnosis(teacher.findings)}),
     )
+
+
+def _diagnosis(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+    return tuple(f"{finding.severity}, {finding.topic}: {finding}" for finding in findings)
 
 
 def _class_names(embedding: EmbeddingRecord) -> Section:
@@ -122,6 +134,7 @@ def _class_names(embedding: EmbeddingRecord) -> Section:
             ("Dimension", text.count(embedding.dimension)),
             ("Most alike", closest),
         ),
+        lists=_lists({"Diagnosis": _diagnosis(embedding.findings)}),
     )
 
 

@@ -18,7 +18,7 @@ from compress.pipeline.teacher.families.resnet import resnet_candidates
 from compress.pipeline.teacher.families.shufflenet_v2 import shufflenet_v2_candidates
 from compress.pipeline.teacher.families.vgg import vgg_candidates
 from compress.pipeline.teacher.families.vit import vit_candidates
-from compress.pipeline.teacher.formats import printable
+from compress.pipeline.teacher.readers.formats import printable
 
 FAMILIES: tuple[Family, ...] = (
     convnext_candidates,

@@ -8,7 +8,7 @@ from torch import Tensor
 from compress.pipeline.errors import CompressError, InputError, UsageError
 from compress.pipeline.networks import NetworkSpec
 from compress.pipeline.records import InputSpec
-from compress.pipeline.teacher.weights import is_dense
+from compress.pipeline.teacher.readers.weights import is_dense
 
 LARGEST_SIZE = 1024
 """Pixels; synthesis of larger images is out of reach."""
@@ -68,6 +68,15 @@ def resolve_input(
     return InputSpec(channels=spec.channels, height=height, width=width, mean=means, std=stds, source=source)
 
 
+def stated_size(metadata: Mapping[str, object], input_size: int | None) -> tuple[int, int] | None:
+    """Height and width in pixels, where an argument or the checkpoint's metadata give them.
+
+    Raises:
+        InputError: the metadata are senseless.
+    """
+    return _from_metadata(metadata).size if input_size is None else (input_size, input_size)
+
+
 def _usual(spec: NetworkSpec) -> tuple[_Hints, _Hints]:
     size = _Hints("what is usual for the architecture", InputError, size=(spec.usual_size, spec.usual_size))
     if spec.channels == 3:
@@ -101,11 +110,14 @@ def _numbers(key: str, metadata: Mapping[str, object]) -> tuple[float, ...] | No
 
 
 def _check_size(size: tuple[int, int], spec: NetworkSpec, hints: _Hints) -> None:
-    if not all(spec.minimum_size <= pixels <= LARGEST_SIZE for pixels in size):
-        raise hints.error(
-            f"{spec.title} cannot take images of {size[0]}x{size[1]} pixels (from {hints.source}).",
-            f"--input-size can be from {spec.minimum_size} to {LARGEST_SIZE}.",
-        )
+    least, most = spec.minimum_size, min(spec.maximum_size or LARGEST_SIZE, LARGEST_SIZE)
+    if all(least <= pixels <= most for pixels in size):
+        return
+    sizes = f"can only be {most}" if least == most else f"can be from {least} to {most}"
+    raise hints.error(
+        f"{spec.title} cannot take images of {size[0]}x{size[1]} pixels (from {hints.source}).",
+        f"--input-size {sizes}." if least <= most else f"Images larger than {LARGEST_SIZE} pixels are out of reach.",
+    )
 
 
 def _check_channels(key: str, values: tuple[float, ...], least: float, spec: NetworkSpec, hints: _Hints) -> None:

@@ -1,23 +1,21 @@
 """The stage's entry: from a path to a teacher."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from compress.pipeline.errors import InputError
 from compress.pipeline.networks import NetworkSpec
-from compress.pipeline.networks.normalised import Normalised
-from compress.pipeline.records import InputSpec, TeacherRecord
-from compress.pipeline.teacher.families import Candidate
-from compress.pipeline.teacher.inference import load, recognise
-from compress.pipeline.teacher.inputs import resolve_input
+from compress.pipeline.records import Finding
+from compress.pipeline.teacher.checkpoint import Checkpoint
+from compress.pipeline.teacher.diagnosis import by_gravity, diagnose, output_of
+from compress.pipeline.teacher.diagnosis.normalisation import assumption_finding, with_plausible_normalisation
+from compress.pipeline.teacher.inputs import resolve_input, stated_size
 from compress.pipeline.teacher.model import Teacher
-from compress.pipeline.teacher.reading import Checkpoint, read_checkpoint
-
-_NO_BATCH_NORM = (
-    "The teacher has no batch-norm layers, whose statistics are the main signal of image synthesis; "
-    "expect a less faithful student."
-)
+from compress.pipeline.teacher.programs.factory import current_folder_importable, with_architecture
+from compress.pipeline.teacher.reading import read_checkpoint
+from compress.pipeline.teacher.understanding import assemble, understand
 
 
 def open_teacher(
@@ -26,49 +24,58 @@ def open_teacher(
     input_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    arch: str | None = None,
+    allow_pickle: bool = False,
 ) -> Teacher:
-    """Read a checkpoint, recognise its architecture and load it; nothing in it is executed.
+    """Read a checkpoint, recognise its architecture, load it and diagnose it; nothing in it is executed.
 
     Args:
-        path: a state_dict or training checkpoint that torch.save wrote, or a safetensors file.
+        path: a file in any of the formats of `formats.py`, or a Hugging Face folder.
         input_size: height and width of the images in pixels; else from the checkpoint, else what is usual.
         mean: what the teacher's input is normalised with, one number a channel, of images in [0, 1]; likewise.
         std: likewise.
+        arch: `package.module:function` or `timm:NAME`, which builds the network that the weights belong to.
+        allow_pickle: execute what a pickle says, where the file is one.
 
     Raises:
         UsageError: there is no such file, or an argument does not fit the teacher.
         UnsafeInputError: loading the file would execute code.
         InputError: its format or architecture is not supported, or its weights are not usable.
+        MissingResourceError: a package that it takes is not installed.
     """
-    checkpoint = read_checkpoint(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    candidate = recognise(shapes, path.name)
-    _check_classes(candidate.spec, path.name)
-    images = resolve_input(candidate.spec, checkpoint.metadata, input_size=input_size, mean=mean, std=std)
-    network = Normalised(load(candidate, checkpoint.tensors), images.mean, images.std)
-    teacher = Teacher(_record(checkpoint, candidate, images), network)
+    checkpoint = _read(path, allow_pickle)
+    if arch is not None:
+        checkpoint = with_architecture(checkpoint, arch)
+    images_for = partial(resolve_input, metadata=checkpoint.metadata, input_size=input_size, mean=mean, std=std)
+    understood = understand(checkpoint, images_for, stated_size(checkpoint.metadata, input_size))
+    _check_classes(understood.spec, checkpoint.file_name)
+    teacher = assemble(checkpoint, understood, images_for(understood.spec))
     _check_answer(teacher)
+    assumptions = [_note("assumption", sentence) for sentence in understood.assumptions]
+    if mean is None and std is None and not checkpoint.metadata.keys() & {"mean", "std"}:
+        teacher = assemble(checkpoint, understood, with_plausible_normalisation(teacher))
+        assumptions.append(assumption_finding(teacher.record.input))
+    return _diagnosed(teacher, checkpoint, assumptions)
+
+
+def _diagnosed(teacher: Teacher, checkpoint: Checkpoint, assumptions: list[Finding]) -> Teacher:
+    """The teacher with what a pre-flight of seconds finds out about it in its record."""
+    teacher.record = teacher.record.model_copy(update={"output": output_of(teacher)})
+    read = [_note("checkpoint", warning) for warning in checkpoint.warnings]
+    findings = by_gravity((*read, *assumptions, *diagnose(teacher, checkpoint)))
+    teacher.record = teacher.record.model_copy(update={"findings": findings})
     return teacher
 
 
-def _record(checkpoint: Checkpoint, candidate: Candidate, images: InputSpec) -> TeacherRecord:
-    names = candidate.names.items()
-    norms = sum(name.endswith("running_mean") for name in candidate.names)
-    statistics = ("running_mean", "running_var")
-    parameters = sum(checkpoint.tensors[name].numel() for name, _ in names if not name.endswith(statistics))
-    return TeacherRecord(
-        file_name=checkpoint.file_name,
-        sha256=checkpoint.sha256,
-        format=checkpoint.format,
-        architecture=candidate.spec.title,
-        spec=candidate.spec.model_dump(mode="json"),
-        input=images,
-        num_classes=candidate.spec.num_classes,
-        parameters=parameters,
-        batch_norm_layers=norms,
-        reasons=candidate.reasons,
-        warnings=(*checkpoint.warnings, *candidate.assumptions, *(() if norms else (_NO_BATCH_NORM,))),
-    )
+def _note(topic: str, message: str) -> Finding:
+    return Finding(severity="note", topic=topic, message=message)
+
+
+def _read(path: Path, allow_pickle: bool) -> Checkpoint:
+    if not allow_pickle:
+        return read_checkpoint(path)
+    with current_folder_importable():  # where a pickled module's own code usually lies
+        return read_checkpoint(path, allow_pickle=True)
 
 
 def _check_classes(spec: NetworkSpec, name: str) -> None:

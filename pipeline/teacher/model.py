@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compress.pipeline.networks import Network
+from compress.pipeline.networks import StagedNetwork
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.records import TeacherRecord
+
+LEAST_PROBABILITY = 1e-30
+"""What a probability that underflowed to zero is taken for, so that its logarithm is a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,7 @@ class Teacher:
 
     def logits(self, images: Tensor) -> Tensor:
         """Images `[N, C, H, W]` to logits `[N, K]`."""
-        logits: Tensor = self.network(images)
-        return logits
+        return self._as_logits(self.network(images))
 
     def logits_and_bn_inputs(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits `[N, K]`, and what enters each batch norm, `[N, C_l, H_l, W_l]`, in the order of `bn_statistics`."""
@@ -59,25 +61,35 @@ class Teacher:
             TypeError: the network is of a family without stages.
         """
         network = self.network.network
-        if not isinstance(network, Network):
+        if not isinstance(network, StagedNetwork):
             raise TypeError(f"{type(network).__name__} has no stages")
-        return network.logits_and_stage_outputs(self.network.normalise(images))
+        outputs, stages = network.logits_and_stage_outputs(self.network.normalise(images))
+        return self._as_logits(outputs), stages
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> "Teacher":
         """This teacher, moved."""
         self.network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]  # its stub lacks it
         return self
 
+    def _as_logits(self, outputs: Tensor) -> Tensor:
+        """Log-probabilities are logits already; of probabilities the logarithm is, up to a constant."""
+        return outputs.clamp_min(LEAST_PROBABILITY).log() if self.record.output == "probabilities" else outputs
+
     @torch.no_grad()
     def _in_order_of_execution(self) -> list[nn.BatchNorm2d]:
-        """The batch norms as one blank image passes them."""
+        """The batch norms of images as one blank image passes them; those of vectors say nothing about images."""
         order: list[nn.BatchNorm2d] = []
+
+        def keep(norm: nn.BatchNorm2d, arguments: tuple[Tensor, ...]) -> None:
+            if arguments[0].dim() == 4 and norm.running_mean is not None and norm not in order:
+                order.append(norm)
+
         images, device = self.record.input, self.network.mean.device
         blank = torch.zeros(1, images.channels, images.height, images.width, device=device)
         with ExitStack() as hooks:
             for module in self.network.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    hooks.enter_context(module.register_forward_pre_hook(lambda norm, _: order.append(norm)))
+                    hooks.enter_context(module.register_forward_pre_hook(keep))
             self.logits(blank)
         return order
 

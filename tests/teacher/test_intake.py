@@ -4,12 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.networks import build, spec_from_json
-from compress.pipeline.teacher import open_teacher
+from compress.pipeline.teacher import Teacher, open_teacher
 from tests.teacher.checkpoints import Weights, saved, tiny_spec, tiny_weights, trained, weights_of
+
+
+def sentences(teacher: Teacher, topic: str) -> list[str]:
+    return [str(finding) for finding in teacher.record.findings if finding.topic == topic]
 
 
 def test_a_training_checkpoint_becomes_a_teacher_that_answers_as_the_network_did(tmp_path: Path) -> None:
@@ -21,11 +25,12 @@ def test_a_training_checkpoint_becomes_a_teacher_that_answers_as_the_network_did
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(teacher.logits(images), network((images - 0.5) / 0.25))
     assert teacher.record.format == "PyTorch checkpoint, weights under 'state_dict'"
-    assert teacher.record.architecture == "ResNet-8 (CIFAR form, basic blocks, widths 4-8, projection shortcuts)"
+    assert teacher.record.architecture == "ResNet-8 (CIFAR form, basic blocks, widths 4-8, option B shortcuts)"
     assert teacher.record.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert teacher.record.num_classes == 3
     assert teacher.record.batch_norm_layers == len(teacher.bn_statistics) == 8
-    assert teacher.record.warnings == ()
+    assert teacher.record.name == "resnet8"
+    assert teacher.record.output == "logits"
     assert teacher.record.reasons
 
 
@@ -50,22 +55,58 @@ def test_safetensors_with_metadata_need_no_options(tmp_path: Path) -> None:
 
 def test_a_second_set_of_weights_is_a_warning(tmp_path: Path) -> None:
     teacher = open_teacher(saved({"model": tiny_weights(), "ema": tiny_weights()}, tmp_path / "teacher.pt"))
-    assert teacher.record.warnings == ("The checkpoint has weights under 'ema', too; they were not used.",)
+    assert "The checkpoint has weights under 'ema', too; they were not used." in sentences(teacher, "checkpoint")
 
 
 def test_a_teacher_without_batch_norm_is_a_warning(tmp_path: Path) -> None:
     teacher = open_teacher(saved(tiny_weights(batch_norm=False), tmp_path / "teacher.pt"))
     assert teacher.bn_statistics == []
     assert teacher.record.batch_norm_layers == 0
-    (warning,) = teacher.record.warnings
-    assert "has no batch-norm layers, whose statistics are the main signal" in warning
+    assert any("image prior" in sentence for sentence in sentences(teacher, "batch norm"))
     logits, bn_inputs = teacher.logits_and_bn_inputs(torch.rand(1, 3, 32, 32))
     assert logits.shape == (1, 3) and bn_inputs == []
 
 
 def test_padding_shortcuts_are_an_assumption_that_the_record_tells(tmp_path: Path) -> None:
     teacher = open_teacher(saved(tiny_weights(shortcut="pad"), tmp_path / "teacher.pt"))
-    assert any("pad with zero channels, half before and half after" in warning for warning in teacher.record.warnings)
+    assert any("pad with zero channels" in sentence for sentence in sentences(teacher, "assumption"))
+
+
+def test_a_normalisation_that_nobody_stated_is_a_warning_and_one_that_somebody_did_is_not(tmp_path: Path) -> None:
+    path = saved(tiny_weights(), tmp_path / "teacher.pt")
+    assumed = "Nothing says how training normalised its images"
+    given = open_teacher(path, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert any(sentence.startswith(assumed) for sentence in sentences(open_teacher(path), "normalisation"))
+    assert not any(sentence.startswith(assumed) for sentence in sentences(given, "normalisation"))
+
+
+def test_the_gravest_finding_comes_first(tmp_path: Path) -> None:
+    severities = [
+        finding.severity for finding in open_teacher(saved(tiny_weights(), tmp_path / "t.pt")).record.findings
+    ]
+    assert severities == sorted(severities, key=["problem", "warning", "note"].index)
+
+
+class Probable(nn.Module):
+    """A network whose author left the softmax in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained(tiny_spec())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).tanh().softmax(1)  # type: ignore[no-any-return]
+
+
+def test_a_network_that_puts_out_probabilities_becomes_a_teacher_with_logits(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = Probable().eval()
+    torch.save(network, tmp_path / "module.pt")
+    teacher = open_teacher(tmp_path / "module.pt", input_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, allow_pickle=True)
+    assert teacher.record.output == "probabilities"
+    images = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(teacher.logits(images).softmax(1), network((images - 0.5) / 0.5))
+    assert any("probabilities" in sentence for sentence in sentences(teacher, "outputs"))
 
 
 def test_a_size_that_the_strides_cannot_take_is_a_usage_error_with_the_numbers(tmp_path: Path) -> None:

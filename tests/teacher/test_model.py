@@ -7,6 +7,7 @@ from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.records import InputSpec, TeacherRecord
 from compress.pipeline.teacher import Teacher
+from compress.pipeline.teacher.programs.graph import AnyBatchNorm
 from tests.teacher.checkpoints import tiny_spec, trained
 
 
@@ -16,6 +17,7 @@ def record(channels: int = 3, size: int = 8) -> TeacherRecord:
         file_name="t.pt",
         sha256="0",
         format="",
+        name="",
         architecture="",
         spec={},
         input=images,
@@ -149,10 +151,14 @@ def test_a_network_without_stages_says_so() -> None:
         teacher_of(LaterFirst(), channels=1).logits_and_stage_outputs(torch.rand(1, 1, 8, 8))
 
 
-def test_batch_norms_without_statistics_are_a_mistake() -> None:
-    network = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False))
-    with pytest.raises(TypeError, match="track their statistics"):
-        teacher_of(network, channels=1).bn_statistics  # noqa: B018  the property raises
+def test_batch_norms_that_say_nothing_about_images_are_passed_over() -> None:
+    silent, of_images, of_vectors = nn.BatchNorm2d(1, track_running_stats=False), nn.BatchNorm2d(1), AnyBatchNorm(1)
+    teacher = teacher_of(nn.Sequential(silent, of_images, nn.AdaptiveAvgPool2d(1), nn.Flatten(), of_vectors), 1)
+    assert len(teacher.bn_statistics) == 1
+    images = torch.rand(2, 1, 8, 8)
+    _, (entering,) = teacher.logits_and_bn_inputs(images)
+    torch.testing.assert_close(entering, nn.functional.batch_norm((images - 0.5) / 0.25, None, None, training=True))
+
 
 
 def test_a_moved_teacher_is_the_same_with_its_statistics(network: ResNet, images: Tensor) -> None:

@@ -1,0 +1,72 @@
+"""What `compress inspect` says: the teacher, its diagnosis, and that of its class names."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from compress.pipeline.labels import check_label_count, read_labels
+from compress.pipeline.lte import embed_labels
+from compress.pipeline.records import EmbeddingRecord, Finding, TeacherRecord
+from compress.pipeline.teacher import open_teacher
+
+
+class Inspection(TeacherRecord):
+    """A teacher, and its class names where they were given."""
+
+    class_names: EmbeddingRecord | None = None
+
+    @property
+    def all_findings(self) -> tuple[Finding, ...]:
+        return self.findings + (self.class_names.findings if self.class_names else ())
+
+    @property
+    def outlook(self) -> str:
+        """What the findings come to."""
+        counts = Counter(finding.severity for finding in self.all_findings)
+        if counts["problem"]:
+            return "Little can be expected of distillation before the problems are solved."
+        if counts["warning"]:
+            return "Distillation can work; the warnings say what it may cost."
+        return "Nothing was found that stands in the way of distillation."
+
+    def facts(self) -> dict[str, str]:
+        """The teacher in words."""
+        image = self.input
+        return {
+            "file": f"{self.file_name}, SHA-256 {self.sha256[:16]}…",
+            "format": self.format,
+            "architecture": f"{self.name}: {self.architecture}",
+            "parameters": f"{self.parameters:,}",
+            "classes": str(self.num_classes),
+            "input": f"{image.channels} x {image.height} x {image.width}, "
+            f"mean {_listed(image.mean)}, std {_listed(image.std)}",
+            "from": image.source,
+            "output": self.output,
+            "batch-norm layers": str(self.batch_norm_layers),
+            "recognised because": "\n".join(self.reasons),
+        }
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def inspect_teacher(
+    checkpoint: Path, labels_file: Path | None = None, *, text_encoder: str | None = None, **options: Any
+) -> Inspection:
+    """Open a teacher and diagnose it, and its class names where there are any.
+
+    Args:
+        checkpoint: as in `open_teacher`, which takes the `options`, too.
+        labels_file: one class name a line.
+        text_encoder: as in `lte.find_encoder`.
+
+    Raises:
+        CompressError: as the run itself would.
+    """
+    record = open_teacher(checkpoint, **options).record
+    if labels_file is None:
+        return Inspection(**dict(record))
+    labels = read_labels(labels_file)
+    check_label_count(labels, record.num_classes)
+    return Inspection(**dict(record), class_names=embed_labels(labels, encoder=text_encoder, carried=record.labels)[1])

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from compress.pipeline.errors import InputError
+from compress.pipeline.inspection import Inspection, inspect_teacher
+from compress.pipeline.records import Finding, Severity
+from tests.tiny import record_of, tiny_spec
+
+
+def inspection(*severities: Severity) -> Inspection:
+    findings = tuple(Finding(severity=severity, topic="t", message="m") for severity in severities)
+    return Inspection(**dict(record_of(tiny_spec()).model_copy(update={"findings": findings})))
+
+
+@pytest.mark.parametrize(
+    ("severities", "outlook"),
+    [
+        ((), "Nothing was found that stands in the way of distillation."),
+        (("note", "note"), "Nothing was found that stands in the way of distillation."),
+        (("warning", "note"), "Distillation can work; the warnings say what it may cost."),
+        (("problem", "warning"), "Little can be expected of distillation before the problems are solved."),
+    ],
+)
+def test_the_outlook_is_that_of_the_gravest_finding(severities: tuple[Severity, ...], outlook: str) -> None:
+    assert inspection(*severities).outlook == outlook
+
+
+def test_the_facts_name_the_architecture_and_its_input() -> None:
+    facts = inspection().facts()
+    assert facts["architecture"].startswith("resnet10: ResNet-10 (CIFAR form")
+    assert facts["input"] == "3 x 8 x 8, mean 0.4, 0.4, 0.4, std 0.2, 0.2, 0.2"
+
+
+def test_class_names_are_looked_at_where_they_are_given(teacher_file: Path, labels_file: Path) -> None:
+    alone, with_names = inspect_teacher(teacher_file), inspect_teacher(teacher_file, labels_file)
+    assert alone.class_names is None
+    assert with_names.class_names is not None
+    assert with_names.all_findings == alone.findings + with_names.class_names.findings
+    assert len(with_names.all_findings) > len(alone.findings)
+
+
+def test_another_number_of_names_than_of_classes_is_an_error(teacher_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("one\ntwo\n")
+    with pytest.raises(InputError, match="tells 4 classes apart, but the labels file names 2"):
+        inspect_teacher(teacher_file, tmp_path / "labels.txt")
