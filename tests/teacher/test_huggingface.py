@@ -4,13 +4,34 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import ConvNextConfig, ConvNextForImageClassification
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    PreTrainedModel,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from compress.pipeline.errors import InputError, UnsafeInputError
 from compress.pipeline.teacher import Teacher, open_teacher
 
 SMALL = {"model_type": "convnext", "hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}
+SMALL_TRANSFORMER: dict[str, Any] = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "image_size": 32,
+    "patch_size": 8,
+    "id2label": dict(enumerate("abc")),
+}
+VIT = ViTConfig(**SMALL_TRANSFORMER)
 LABELS = {"id2label": {"0": "cat", "1": "dog", "2": "cow"}}
 
 
@@ -77,10 +98,15 @@ def test_placeholder_names_are_no_labels(tmp_path: Path) -> None:
         ({"model_type": "bert"}, "is no image classifier"),
         ({"hidden_sizes": [4]}, "is no image classifier|do not fit the network"),
         ({"hidden_sizes": [4, 16]}, "do not fit the network"),
-        ({"depths": [1, 10**9]}, "claims 1,000,000,000 for 'depths' but holds"),
+        ({"depths": [1, 10**9]}, "claims 1,000,000,001 for 'depths' but holds"),
+        ({"depths": [1] * 31}, "claims 31 for 'depths' but holds 30 tensors"),
+        ({"num_labels": 2**20 + 1}, "claims 1,048,577 for 'num_labels', which is too many"),
+        ({"num_labels": 2**20 + 1, "id2label": None}, "claims 1,048,577 for 'num_labels', which is too many"),
+        ({"image_size": 1025}, "claims 1,025 for 'image_size', which is too many"),
         ({"num_stages": 10**9}, "claims 1,000,000,000 for 'num_stages'"),
         ({"hidden_sizes": "many"}, "is no image classifier"),
-        ({"hidden_sizes": [2**40, 2**41]}, "is no image classifier|do not fit the network"),
+        ({"hidden_sizes": [2**40, 2**41]}, "claims 2,199,023,255,552 for 'hidden_sizes', which is too many"),
+        ({"hidden_sizes": [2**19, 2**20]}, "do not fit the network: it has [0-9,]{15,} numbers and the file"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -94,6 +120,58 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UnsafeInputError, match="needs Python code of its own, which is not run"):
         opened(model_folder(tmp_path, config))
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("kind", ["timm_wrapper", "shieldgemma2"])
+def test_models_that_fetch_their_parts_are_refused(kind: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, {"model_type": kind, "architecture": "hf-hub:someone/something"})
+    with pytest.raises(UnsafeInputError, match=f"is '{kind}', which may fetch its parts from elsewhere"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "quantization_config", "return_dict"])
+def test_settings_of_how_a_model_runs_are_left_out(key: str, tmp_path: Path) -> None:
+    """An attention's name that is a hub's repository would have the library fetch code from there."""
+    config = VIT.to_dict() | {key: False if key == "return_dict" else "someone/kernel"}
+    ViTForImageClassification(VIT).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert opened(tmp_path).record.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(ViTForImageClassification(VIT), id="vit"),
+        pytest.param(DeiTForImageClassification(DeiTConfig(**SMALL_TRANSFORMER)), id="deit"),
+        pytest.param(
+            SwinForImageClassification(
+                SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+            ),
+            id="swin",
+        ),
+    ],
+)
+def test_tensors_may_have_the_names_that_transformers_writes_and_not_those_of_its_modules(
+    model: PreTrainedModel, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) != set(model.state_dict())
+    teacher, images = opened(tmp_path), torch.rand(2, 3, 32, 32)
+    image = teacher.record.input
+    normalised = (images - torch.tensor(image.mean)[:, None, None]) / torch.tensor(image.std)[:, None, None]
+    torch.testing.assert_close(teacher.logits(images), model.eval()(normalised).logits.detach())
+
+
+def test_tables_that_a_small_file_asks_for_are_not_computed(tmp_path: Path) -> None:
+    """A window of w x w has a table of (2w - 1)^2 weights and an index of w^4 numbers."""
+    settings: dict[str, Any] = {"image_size": 1024, "patch_size": 4, "embed_dim": 8, "depths": [1], "num_heads": [1]}
+    weights = SwinForImageClassification(SwinConfig(**settings, window_size=2)).state_dict()
+    table = next(key for key in weights if "relative_position_bias_table" in key)
+    save_file(weights | {table: torch.zeros(511**2, 1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "window_size": 256, "model_type": "swin"}))
+    with pytest.raises(InputError, match=r"do not fit the network: it has 4,[0-9,]{11} numbers and the file"):
+        opened(tmp_path)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -160,7 +160,6 @@ def test_batch_norms_that_say_nothing_about_images_are_passed_over() -> None:
     torch.testing.assert_close(entering, nn.functional.batch_norm((images - 0.5) / 0.25, None, None, training=True))
 
 
-
 def test_a_moved_teacher_is_the_same_with_its_statistics(network: ResNet, images: Tensor) -> None:
     teacher = teacher_of(network)
     before = teacher.logits(images)

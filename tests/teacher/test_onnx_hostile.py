@@ -12,8 +12,10 @@ import torch
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, helper, numpy_helper
 
 from compress.pipeline.errors import CompressError, InputError
-from compress.pipeline.teacher.programs import onnx_file, onnx_tensors, onnx_translator
-from compress.pipeline.teacher.programs.onnx_model import read_onnx
+from compress.pipeline.teacher.programs.onnx import file as onnx_file
+from compress.pipeline.teacher.programs.onnx import tensors as onnx_tensors
+from compress.pipeline.teacher.programs.onnx import translator as onnx_translator
+from compress.pipeline.teacher.programs.onnx.model import read_onnx
 from tests.graphs import ramp
 from tests.teacher.onnx_files import model, node
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.pipeline.errors import InputError
 from compress.pipeline.teacher.checkpoint import Checkpoint
-from compress.pipeline.teacher.programs.onnx_model import read_onnx
+from compress.pipeline.teacher.programs.onnx.model import read_onnx
 from tests.graphs import ramp
 from tests.networks import unsettle
 from tests.teacher.onnx_files import export, model, node, resnet_by_hand, weights_of

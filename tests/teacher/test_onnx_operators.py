@@ -12,12 +12,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compress.pipeline.teacher.programs.meter import Meter
-from compress.pipeline.teacher.programs.onnx_dry_run import DryRun
-from compress.pipeline.teacher.programs.onnx_operators import find_operator
-from compress.pipeline.teacher.programs.onnx_operators.elementwise import mul
-from compress.pipeline.teacher.programs.onnx_operators.registry import VERSIONS
-from compress.pipeline.teacher.programs.onnx_tensors import TensorReader
-from compress.pipeline.teacher.programs.onnx_translator import translate
+from compress.pipeline.teacher.programs.onnx.dry_run import DryRun
+from compress.pipeline.teacher.programs.onnx.operators import find_operator
+from compress.pipeline.teacher.programs.onnx.operators.elementwise import mul
+from compress.pipeline.teacher.programs.onnx.operators.registry import VERSIONS
+from compress.pipeline.teacher.programs.onnx.tensors import TensorReader
+from compress.pipeline.teacher.programs.onnx.translator import translate
 from tests.graphs import Array, ramp
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

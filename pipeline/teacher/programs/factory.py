@@ -56,7 +56,7 @@ def _call(arch: str) -> nn.Module:
         function = _find(module_name, function_name, arch)
         try:
             network = function()
-        except Exception as error:  # the user's own code fails in its own way
+        except (Exception, SystemExit) as error:  # the user's own code fails in its own way
             raise UsageError(
                 f"--arch {arch} failed: {type(error).__name__}: {error}", "It is called without arguments."
             ) from error
@@ -68,7 +68,7 @@ def _call(arch: str) -> nn.Module:
 def _find(module_name: str, function_name: str, arch: str) -> Callable[[], Any]:
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the module's own code fails in its own way
+    except (Exception, SystemExit) as error:  # the module's own code fails in its own way, or is a script that ends
         raise UsageError(f"--arch {arch} cannot be imported: {type(error).__name__}: {error}", _FORM) from error
     function: Callable[[], Any] | None = getattr(module, function_name, None)
     if not callable(function):

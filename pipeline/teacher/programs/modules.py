@@ -1,6 +1,6 @@
 """Networks that come as Python modules: their answers made plain, their weights loaded by name, their input found out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
 from typing import Literal
@@ -20,8 +20,15 @@ LARGE, SMALL = 224, 32
 LEAST_STRIDE = 16
 """Networks for large images subsample by 32; one that subsamples by less than this was made for small ones."""
 
+BLANK_IMAGES = 2
+"""Given to a network to see what it takes."""
+
 USUAL_SIZES = (LARGE, SMALL, 28, 64, 96, 128, 256, 384, 512, 16, 8)
 """Pixels that are tried, in this order, on a network that does not say."""
+
+
+class NoTensorError(TypeError):
+    """A network answers with something else, which no other size of images changes."""
 
 
 class Classifier(nn.Module):
@@ -35,7 +42,7 @@ class Classifier(nn.Module):
         answer = self.module(images)
         found = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
         if not isinstance(found, Tensor):
-            raise TypeError(f"the network answers with {type(answer).__name__} and not with a tensor")
+            raise NoTensorError(f"the network answers with {type(answer).__name__} and not with a tensor")
         return found
 
 
@@ -82,12 +89,17 @@ def load_by_name(module: nn.Module, tensors: Mapping[str, Tensor], name: str) ->
         ),
     ]
     if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise InputError(
-            f"The weights of '{name}' do not fit the network: {'; '.join(problems[:3])}{more}.",
-            "Build the network with the very options that it was trained with, the number of classes above all.",
-        )
+        raise misfit(problems, name)
     module.load_state_dict({places[key]: tensor for key, tensor in tensors.items()}, strict=False)
+
+
+def misfit(problems: Sequence[str], name: str) -> InputError:
+    """The refusal of weights that do not fit a network, with the first of the problems, a clause each."""
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return InputError(
+        f"The weights of '{name}' do not fit the network: {'; '.join(problems[:3])}{more}.",
+        "Build the network with the very options that it was trained with, the number of classes above all.",
+    )
 
 
 def describe(program: Program, asked: tuple[int, int] | None, name: str) -> ProgramSpec:
@@ -108,7 +120,10 @@ def describe(program: Program, asked: tuple[int, int] | None, name: str) -> Prog
     sizes = (stated,) if stated else tuple((pixels, pixels) for pixels in USUAL_SIZES)
     failure = ""
     for size, channels in product(sizes, (shape[1],) if shape[1] else _channels(program.network)):
-        answer, failure = _answer(program.network, (channels, *size))
+        try:
+            answer, failure = _answer(program.network, (channels, *size))
+        except NoTensorError as error:
+            raise InputError(f"In '{name}', {error}.", "Wrap it in a module whose answer is its logits alone.") from error
         if answer is not None:
             pixels = size[0] if stated else _suited(program.network, (channels, *size))
             return ProgramSpec(form=program.title, size=pixels, channels=channels, num_classes=_classes(answer, name))
@@ -124,11 +139,18 @@ def _channels(network: nn.Module) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _answer(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Tensor | None, str]:
-    """What the network says to one blank image `[C, H, W]`, or why it cannot."""
+    """What the network says to blank images `[C, H, W]`, or why it cannot.
+
+    They are two, since code that flattens with a fixed shape takes one image of a wrong size for several of the right.
+    """
     try:
-        answer: Tensor = network(torch.zeros(1, *shape))
+        answer: Tensor = network(torch.zeros(BLANK_IMAGES, *shape))
+    except NoTensorError:
+        raise
     except Exception as error:  # noqa: BLE001  any operator may refuse a shape in its own way
-        return None, printable(str(error).strip().partition("\n")[0]) or type(error).__name__
+        return None, printable(str(error).strip().partition("\n")[0]).rstrip(".") or type(error).__name__
+    if answer.shape[:1] != (BLANK_IMAGES,):
+        return None, f"it answers {BLANK_IMAGES} images with a tensor {list(answer.shape)}"
     return answer, ""
 
 

@@ -12,9 +12,9 @@ from onnx import TensorProto
 from torch import Tensor
 
 from compress.pipeline.teacher.programs.meter import MOST_AXES
-from compress.pipeline.teacher.programs.onnx_external import ExternalFiles
-from compress.pipeline.teacher.programs.onnx_file import OnnxRefusal, quoted
-from compress.pipeline.teacher.programs.onnx_operators.elementwise import read_type, type_name
+from compress.pipeline.teacher.programs.onnx.external import ExternalFiles
+from compress.pipeline.teacher.programs.onnx.file import OnnxRefusal, quoted
+from compress.pipeline.teacher.programs.onnx.operators.elementwise import read_type, type_name
 from compress.pipeline.teacher.readers.files import DAMAGED_HINT, HOSTILE_HINT, memory_limit
 
 _STORED: dict[int, tuple[torch.dtype, str]] = {

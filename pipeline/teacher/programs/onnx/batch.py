@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.pipeline.teacher.programs.modules import USUAL_SIZES
-from compress.pipeline.teacher.programs.onnx_dry_run import refusal
-from compress.pipeline.teacher.programs.onnx_file import OnnxRefusal
-from compress.pipeline.teacher.programs.onnx_network import OnnxNetwork, counted
-from compress.pipeline.teacher.programs.onnx_operators.shapes import (
+from compress.pipeline.teacher.programs.onnx.dry_run import refusal
+from compress.pipeline.teacher.programs.onnx.file import OnnxRefusal
+from compress.pipeline.teacher.programs.onnx.network import OnnxNetwork, counted
+from compress.pipeline.teacher.programs.onnx.operators.shapes import (
     expand,
     expand_for_any_batch,
     images_in,

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compress.pipeline.teacher.programs.onnx_operators.registry import Floats, Ints, axis_of, operator
+from compress.pipeline.teacher.programs.onnx.operators.registry import Floats, Ints, axis_of, operator
 
 Coordinates = Literal["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
 Rounding = Literal["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]

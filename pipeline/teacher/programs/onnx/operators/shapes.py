@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.pipeline.teacher.programs.onnx_operators.registry import (
+from compress.pipeline.teacher.programs.onnx.operators.registry import (
     Ints,
     Number,
     OutputCount,

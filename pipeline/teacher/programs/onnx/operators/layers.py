@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.pipeline.teacher.programs.onnx_operators.registry import Ints, axis_of, beside, operator, together
-from compress.pipeline.teacher.programs.onnx_operators.windows import AutoPad, Window, window
+from compress.pipeline.teacher.programs.onnx.operators.registry import Ints, axis_of, beside, operator, together
+from compress.pipeline.teacher.programs.onnx.operators.windows import AutoPad, Window, window
 
 _CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

@@ -1,7 +1,7 @@
 """ONNX operators over torch tensors: pure functions, entered into one table."""
 
-from compress.pipeline.teacher.programs.onnx_operators import elementwise, layers, reductions, resizing, shapes
-from compress.pipeline.teacher.programs.onnx_operators.registry import Operator, Parameter, find_operator
+from compress.pipeline.teacher.programs.onnx.operators import elementwise, layers, reductions, resizing, shapes
+from compress.pipeline.teacher.programs.onnx.operators.registry import Operator, Parameter, find_operator
 
 __all__ = [
     "Operator",

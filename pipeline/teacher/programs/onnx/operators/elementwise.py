@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
-from compress.pipeline.teacher.programs.onnx_operators.registry import Number, operator, together, unary
+from compress.pipeline.teacher.programs.onnx.operators.registry import Number, operator, together, unary
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 INTEGERS = frozenset(

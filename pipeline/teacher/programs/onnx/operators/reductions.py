@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compress.pipeline.teacher.programs.onnx_operators.registry import Ints, axis_of, operator
+from compress.pipeline.teacher.programs.onnx.operators.registry import Ints, axis_of, operator
 
 _Reduction = Callable[[Tensor, Ints, bool], Tensor]
 

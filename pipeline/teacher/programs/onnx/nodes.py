@@ -7,10 +7,10 @@ import torch
 from onnx import AttributeProto, NodeProto, TensorProto
 from torch import Tensor
 
-from compress.pipeline.teacher.programs.onnx_file import EXPORT_HINT, OnnxRefusal, quoted
-from compress.pipeline.teacher.programs.onnx_operators import Operator, Parameter, find_operator
-from compress.pipeline.teacher.programs.onnx_operators.registry import Floats, Ints, OutputCount
-from compress.pipeline.teacher.programs.onnx_tensors import TensorReader
+from compress.pipeline.teacher.programs.onnx.file import EXPORT_HINT, OnnxRefusal, quoted
+from compress.pipeline.teacher.programs.onnx.operators import Operator, Parameter, find_operator
+from compress.pipeline.teacher.programs.onnx.operators.registry import Floats, Ints, OutputCount
+from compress.pipeline.teacher.programs.onnx.tensors import TensorReader
 from compress.pipeline.teacher.readers.formats import printable
 
 Attributes = Mapping[str, AttributeProto]

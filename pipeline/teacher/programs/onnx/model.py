@@ -13,21 +13,21 @@ from torch import Tensor, fx, nn
 
 from compress.pipeline.errors import InputError
 from compress.pipeline.teacher.checkpoint import Checkpoint, Program
-from compress.pipeline.teacher.programs.onnx_batch import fit
-from compress.pipeline.teacher.programs.onnx_file import OnnxRefusal, opset_of, parse_model, quoted
-from compress.pipeline.teacher.programs.onnx_metadata import labels_of, metadata_of, properties_of
-from compress.pipeline.teacher.programs.onnx_network import OnnxNetwork
-from compress.pipeline.teacher.programs.onnx_operators.elementwise import FLOATS, type_name
-from compress.pipeline.teacher.programs.onnx_operators.layers import (
+from compress.pipeline.teacher.programs.onnx.batch import fit
+from compress.pipeline.teacher.programs.onnx.file import OnnxRefusal, opset_of, parse_model, quoted
+from compress.pipeline.teacher.programs.onnx.metadata import labels_of, metadata_of, properties_of
+from compress.pipeline.teacher.programs.onnx.network import OnnxNetwork
+from compress.pipeline.teacher.programs.onnx.operators.elementwise import FLOATS, type_name
+from compress.pipeline.teacher.programs.onnx.operators.layers import (
     conv,
     group_normalization,
     group_normalization_18,
     instance_normalization,
     layer_normalization,
 )
-from compress.pipeline.teacher.programs.onnx_operators.registry import READERS
-from compress.pipeline.teacher.programs.onnx_tensors import TensorReader
-from compress.pipeline.teacher.programs.onnx_translator import translate
+from compress.pipeline.teacher.programs.onnx.operators.registry import READERS
+from compress.pipeline.teacher.programs.onnx.tensors import TensorReader
+from compress.pipeline.teacher.programs.onnx.translator import translate
 from compress.pipeline.teacher.readers.weights import tidy
 
 Shape = tuple[int | None, ...]

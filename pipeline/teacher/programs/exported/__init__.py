@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from compress.pipeline.errors import InputError
 from compress.pipeline.teacher.checkpoint import Program
-from compress.pipeline.teacher.programs.any_batch import StatedShapes, for_any_batch
 from compress.pipeline.teacher.programs.dataflow import needed
 from compress.pipeline.teacher.programs.dry_run import shape_of_answer
-from compress.pipeline.teacher.programs.exported_archive import DTYPES, ExportedArchive, read_archive
-from compress.pipeline.teacher.programs.exported_calls import float32_for
-from compress.pipeline.teacher.programs.exported_json import EXPORT_HINT, Signature, TensorMeta, Value
-from compress.pipeline.teacher.programs.exported_nodes import translate
+from compress.pipeline.teacher.programs.exported.any_batch import StatedShapes, for_any_batch
+from compress.pipeline.teacher.programs.exported.archive import DTYPES, ExportedArchive, read_archive
+from compress.pipeline.teacher.programs.exported.calls import float32_for
+from compress.pipeline.teacher.programs.exported.document import EXPORT_HINT, Signature, TensorMeta, Value
+from compress.pipeline.teacher.programs.exported.nodes import translate
 from compress.pipeline.teacher.programs.graph import ProgramGraph, ValueRef, build_network
 from compress.pipeline.teacher.readers.files import DAMAGED_HINT, memory_limit
 from compress.pipeline.teacher.readers.formats import printable

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from compress.pipeline.errors import InputError, UnsafeInputError
-from compress.pipeline.teacher.programs.exported_json import (
+from compress.pipeline.teacher.programs.exported.document import (
     EXPORT_HINT,
     Document,
     Payload,

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from compress.pipeline.teacher.programs.onnx_file import OnnxRefusal, quoted
+from compress.pipeline.teacher.programs.onnx.file import OnnxRefusal, quoted
 from compress.pipeline.teacher.readers.files import DAMAGED_HINT, LARGEST_FILE
 
 PLAIN_HINT = "Load it with onnx.load and save it in one piece with onnx.save."

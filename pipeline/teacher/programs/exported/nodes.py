@@ -11,9 +11,10 @@ from typing import NoReturn
 import torch
 
 from compress.pipeline.errors import InputError
-from compress.pipeline.teacher.programs.exported_archive import DTYPES
-from compress.pipeline.teacher.programs.exported_calls import Call, float32_for, operator_of, read_call
-from compress.pipeline.teacher.programs.exported_json import EXPORT_HINT, Graph, Node, TensorMeta
+from compress.pipeline.teacher.programs.exported.archive import DTYPES
+from compress.pipeline.teacher.programs.exported.calls import Call, float32_for, operator_of, read_call
+from compress.pipeline.teacher.programs.exported.document import EXPORT_HINT, Graph, Node, TensorMeta
+from compress.pipeline.teacher.programs.exported.names import Names
 from compress.pipeline.teacher.programs.graph import (
     BATCH_NORM,
     Argument,
@@ -22,7 +23,6 @@ from compress.pipeline.teacher.programs.graph import (
     ValueRef,
     find_operator,
 )
-from compress.pipeline.teacher.programs.names import Names
 from compress.pipeline.teacher.readers.files import DAMAGED_HINT
 from compress.pipeline.teacher.readers.formats import printable
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 
 from compress.pipeline.errors import InputError
-from compress.pipeline.teacher.programs.exported_archive import DTYPES
-from compress.pipeline.teacher.programs.exported_json import EXPORT_HINT, MaybeNamed, Named, Node, Symbol, Value
+from compress.pipeline.teacher.programs.exported.archive import DTYPES
+from compress.pipeline.teacher.programs.exported.document import EXPORT_HINT, MaybeNamed, Named, Node, Symbol, Value
+from compress.pipeline.teacher.programs.exported.names import Names
 from compress.pipeline.teacher.programs.graph import Argument
-from compress.pipeline.teacher.programs.names import Names
 from compress.pipeline.teacher.readers.formats import printable
 
 _VIEWS = frozenset(

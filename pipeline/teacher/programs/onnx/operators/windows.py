@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.pipeline.teacher.programs.onnx_operators.registry import Ints
+from compress.pipeline.teacher.programs.onnx.operators.registry import Ints
 
 LARGEST = 1024
 """Pixels; larger images are out of reach, and so are windows, steps and padding."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.pipeline.teacher.programs.meter import Meter, TooMuch
-from compress.pipeline.teacher.programs.onnx_file import EXPORT_HINT, OnnxRefusal
-from compress.pipeline.teacher.programs.onnx_operators.registry import READERS
+from compress.pipeline.teacher.programs.onnx.file import EXPORT_HINT, OnnxRefusal
+from compress.pipeline.teacher.programs.onnx.operators.registry import READERS
 from compress.pipeline.teacher.readers.files import HOSTILE_HINT
 from compress.pipeline.teacher.readers.formats import printable
 

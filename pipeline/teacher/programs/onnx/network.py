@@ -7,8 +7,8 @@ from torch import Tensor, fx, nn
 
 from compress.pipeline.errors import InputError
 from compress.pipeline.teacher.programs.meter import Meter
-from compress.pipeline.teacher.programs.onnx_dry_run import DryRun, refusal
-from compress.pipeline.teacher.programs.onnx_file import OnnxRefusal
+from compress.pipeline.teacher.programs.onnx.dry_run import DryRun, refusal
+from compress.pipeline.teacher.programs.onnx.file import OnnxRefusal
 
 
 class OnnxNetwork(nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from compress.pipeline.teacher.programs.graph import batch_norm_module
 from compress.pipeline.teacher.programs.meter import Meter
-from compress.pipeline.teacher.programs.onnx_dry_run import KeptOnCpu, evaluate, refusal
-from compress.pipeline.teacher.programs.onnx_file import OnnxRefusal, opset_of, quoted
-from compress.pipeline.teacher.programs.onnx_nodes import (
+from compress.pipeline.teacher.programs.onnx.dry_run import KeptOnCpu, evaluate, refusal
+from compress.pipeline.teacher.programs.onnx.file import OnnxRefusal, opset_of, quoted
+from compress.pipeline.teacher.programs.onnx.nodes import (
     Attributes,
     attributes_of,
     constant_of,
@@ -25,10 +25,10 @@ from compress.pipeline.teacher.programs.onnx_nodes import (
     label,
     operator_of,
 )
-from compress.pipeline.teacher.programs.onnx_operators import Operator, Parameter
-from compress.pipeline.teacher.programs.onnx_operators.layers import channelwise
-from compress.pipeline.teacher.programs.onnx_operators.registry import READERS, OutputCount
-from compress.pipeline.teacher.programs.onnx_tensors import TensorReader
+from compress.pipeline.teacher.programs.onnx.operators import Operator, Parameter
+from compress.pipeline.teacher.programs.onnx.operators.layers import channelwise
+from compress.pipeline.teacher.programs.onnx.operators.registry import READERS, OutputCount
+from compress.pipeline.teacher.programs.onnx.tensors import TensorReader
 from compress.pipeline.teacher.readers.files import DAMAGED_HINT
 
 MOST_NODES = 10_000
