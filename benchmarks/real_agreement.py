@@ -27,6 +27,7 @@ from compress.pipeline.fidelity import proportion
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.report import text
+from compress.pipeline.settings import TeacherSettings
 from compress.pipeline.teacher import Teacher, open_teacher
 from compress.pipeline.workspace import COMMAND_FILE
 
@@ -63,9 +64,7 @@ def find_teacher(folder: Path, checkpoint: Path | None) -> Teacher:
     path = checkpoint or Path(json.loads(command.read_bytes())["checkpoint"])
     report = json.loads((folder / "report.json").read_bytes())
     settings = report["settings"]["teacher"]
-    teacher = open_teacher(
-        path, input_size=settings["input_size"], mean=tuple(settings["mean"]), std=tuple(settings["std"])
-    )
+    teacher = open_teacher(path, **dict(TeacherSettings.model_validate(settings)))
     if teacher.record.sha256 != report["teacher"]["sha256"]:
         raise UsageError(f"'{path}' is not the teacher of '{folder}'.", "Name the right one with --teacher.")
     return teacher

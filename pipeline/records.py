@@ -53,6 +53,8 @@ class TeacherRecord(Record):
 
     file_name: str
     sha256: str
+    code_sha256: str = ""
+    """Digest of the Python code that computes it, where that is the user's own."""
     format: str
     """In words, such as `training checkpoint, state_dict under 'state_dict'`."""
     name: str
@@ -74,6 +76,11 @@ class TeacherRecord(Record):
     """Why this architecture and not another."""
     findings: tuple[Finding, ...] = ()
     """The pre-flight diagnosis, gravest first."""
+
+    @property
+    def identity(self) -> tuple[str, str, dict[str, Any], str]:
+        """What decides on the teacher's answers, its input apart: what is made from it is stale when this changes."""
+        return self.sha256, self.code_sha256, self.spec, self.output
 
 
 class EmbeddingRecord(Record):

@@ -54,7 +54,7 @@ def distillation_budget(budget_seconds: float | None, elapsed: float = 0.0) -> f
 def intake(space: Workspace) -> TeacherRecord:
     """Checkpoint to teacher description."""
     record = space.teacher.record
-    inputs = {"checkpoint": record.sha256, "settings": space.settings.teacher.model_dump(mode="json")}
+    inputs = {"checkpoint": record.identity, "settings": space.settings.teacher.model_dump(mode="json")}
 
     def summary(record: TeacherRecord) -> str:
         return f"{record.architecture}: {record.parameters:,} parameters, {record.num_classes} classes"
@@ -100,7 +100,7 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
     """Teacher and embeddings to student, pool and probes."""
     settings, compute, teacher = space.settings, space.compute, space.teacher.record
     inputs = {
-        "teacher": teacher.sha256,
+        "teacher": teacher.identity,
         "input": teacher.input.model_dump(mode="json", exclude={"source"}),
         "embeddings": space.sha256("embed", EMBEDDINGS_FILE),
         "student": [plan.name, plan.spec.model_dump(mode="json")],
@@ -136,7 +136,7 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
     inputs = {
         "student": space.sha256("distill", STUDENT_FILE),
         "pool": space.sha256("distill", POOL_FILE),
-        "teacher": space.teacher.record.sha256,
+        "teacher": space.teacher.record.identity,
         "scheme": [scheme, target.runtime],
         "settings": settings.model_dump(mode="json", include={"quantize", "seed"}),
     }

@@ -17,6 +17,8 @@ class Program:
     network: nn.Module
     title: str
     """In words, such as `TorchScript program of 61 operations`."""
+    code_sha256: str = ""
+    """Digest of the Python code that computes it; empty where the file itself says all."""
     input_shape: tuple[int | None, ...] | None = None
     """`[N, C, H, W]` as the file states it, None for what it leaves open; None where it says nothing."""
 

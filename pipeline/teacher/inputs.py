@@ -72,9 +72,17 @@ def stated_size(metadata: Mapping[str, object], input_size: int | None) -> tuple
     """Height and width in pixels, where an argument or the checkpoint's metadata give them.
 
     Raises:
-        InputError: the metadata are senseless.
+        UsageError: the argument is no size of an image that is within reach.
+        InputError: the metadata are senseless, or such a size.
     """
-    return _from_metadata(metadata).size if input_size is None else (input_size, input_size)
+    size = None if input_size is None else (input_size, input_size)
+    hints = _from_metadata(metadata) if size is None else _Hints("the command line", UsageError, size)
+    if hints.size and not all(1 <= pixels <= LARGEST_SIZE for pixels in hints.size):
+        raise hints.error(
+            f"Images of {hints.size[0]}x{hints.size[1]} pixels (from {hints.source}) are out of reach.",
+            f"--input-size can be from 1 to {LARGEST_SIZE}.",
+        )
+    return hints.size
 
 
 def _usual(spec: NetworkSpec) -> tuple[_Hints, _Hints]:

@@ -86,11 +86,16 @@ def _check_classes(spec: NetworkSpec, name: str) -> None:
         )
 
 
-@torch.no_grad()
 def _check_answer(teacher: Teacher) -> None:
-    """One blank image through the network."""
+    """One blank image through the network, and that a gradient would come back to it."""
     images = teacher.record.input
-    logits = teacher.logits(torch.zeros(1, images.channels, images.height, images.width))
+    with torch.enable_grad():
+        logits = teacher.logits(torch.zeros(1, images.channels, images.height, images.width, requires_grad=True))
+    if not logits.requires_grad:
+        raise InputError(
+            f"'{teacher.record.file_name}' lets no gradient through to its images, which distillation needs.",
+            "Take torch.no_grad and detach out of the network's forward.",
+        )
     if not bool(logits.isfinite().all()):
         raise InputError(
             f"'{teacher.record.file_name}' answers a blank image with NaN or infinity.",

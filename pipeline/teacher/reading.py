@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
         InputError: it is in another format, damaged, or its weights are not usable.
     """
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, partial(read_checkpoint, allow_pickle=allow_pickle))
     data = read_file(path)
     file = _File(
         path=path,
@@ -62,16 +63,16 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     return _READERS[recognise_format(data, file.name)](file)
 
 
-def _read_folder(folder: Path) -> Checkpoint:
+def _read_folder(folder: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
     if (folder / "config.json").exists():
         from compress.pipeline.teacher.programs.huggingface import read_model_folder
 
-        return read_model_folder(folder, read_checkpoint)
+        return read_model_folder(folder, read)
     path = index_in(folder)
     if path is None:
         hint = "It has neither a model's config.json nor safetensors: name the checkpoint file inside it."
         raise InputError(f"'{folder}' is a folder.", hint)
-    return read_checkpoint(path)
+    return read(path)
 
 
 def _read_torch_zip(file: _File) -> Checkpoint:
@@ -97,7 +98,7 @@ def _read_pickled(file: _File, form: Format, read: Callable[[bytearray, str], ob
 
 
 def _from_trusted(loaded: Loaded, file: _File, title: str) -> Checkpoint:
-    from compress.pipeline.teacher.programs.modules import Classifier
+    from compress.pipeline.teacher.programs.modules import Classifier, code_sha256
 
     checkpoint = _from_tree(loaded.tree, file, title)
     checkpoint = replace(checkpoint, warnings=(_CODE_WAS_RUN, *checkpoint.warnings))
@@ -105,7 +106,9 @@ def _from_trusted(loaded: Loaded, file: _File, title: str) -> Checkpoint:
         return checkpoint
     kind = type(loaded.module)
     network = Program(
-        network=Classifier(loaded.module), title=f"pickled module of class {kind.__module__}.{kind.__qualname__}"
+        network=Classifier(loaded.module),
+        title=f"pickled module of class {kind.__module__}.{kind.__qualname__}",
+        code_sha256=code_sha256(loaded.module),
     )
     return replace(checkpoint, format=f"{title}, a pickled module", program=network)
 
@@ -134,7 +137,7 @@ def _read_exported(file: _File) -> Checkpoint:
 
 
 def _read_onnx(file: _File) -> Checkpoint:
-    from compress.pipeline.teacher.programs.onnx_model import read_onnx
+    from compress.pipeline.teacher.programs.onnx.model import read_onnx
 
     return read_onnx(file.data, file.name, file.path.parent)
 

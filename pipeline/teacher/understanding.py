@@ -69,6 +69,7 @@ def draft_record(checkpoint: Checkpoint, understood: Understood, images: InputSp
     return TeacherRecord(
         file_name=checkpoint.file_name,
         sha256=checkpoint.sha256,
+        code_sha256=checkpoint.program.code_sha256 if checkpoint.program else "",
         format=checkpoint.format,
         name=spec.name,
         architecture=spec.title,
@@ -152,7 +153,7 @@ def _by_program(checkpoint: Checkpoint, program: Program, stated_size: tuple[int
 
 def _takes(known: NetworkSpec, program: NetworkSpec, size: tuple[int, int]) -> bool:
     same_ends = (known.channels, known.num_classes) == (program.channels, program.num_classes)
-    return same_ends and known.minimum_size <= min(size)
+    return same_ends and known.minimum_size <= min(size) and max(size) <= (known.maximum_size or max(size))
 
 
 def _known_forms(checkpoint: Checkpoint) -> list[Candidate]:

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ def breaks():
     raise RuntimeError("no such option")
 
 NUMBER = 7
+
+class Detached(Own):
+    def forward(self, images):
+        return super().forward(images).detach()
+
+def ends():
+    raise SystemExit(2)
 """
 
 
@@ -70,12 +78,20 @@ def test_a_network_of_the_users_own_goes_through_with_its_weights(own_code: Path
         ("own_network:missing", "There is no function 'missing' in the module 'own_network'"),
         ("own_network:NUMBER", "There is no function 'NUMBER'"),
         ("own_network:breaks", "--arch own_network:breaks failed: RuntimeError: no such option"),
+        ("own_network:ends", "--arch own_network:ends failed: SystemExit: 2"),
         ("builtins:dict", "--arch builtins:dict returns dict, which is not a torch.nn.Module"),
     ],
 )
 def test_what_names_no_network_is_a_usage_error(weights: Path, arch: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_teacher(weights, arch=arch)
+
+
+def test_a_network_that_lets_no_gradient_through_is_refused(own_code: Path, tmp_path: Path) -> None:
+    state = {"stem.weight": torch.rand(4, 3, 3, 3), "stem.bias": torch.rand(4)}
+    torch.save(state | {"last.weight": torch.rand(3, 4), "last.bias": torch.rand(3)}, tmp_path / "own.pt")
+    with pytest.raises(InputError, match="lets no gradient through to its images, which distillation needs"):
+        open_teacher(tmp_path / "own.pt", arch="own_network:Detached")
 
 
 def test_weights_of_another_network_are_refused_by_name(own_code: Path, weights: Path) -> None:
@@ -87,3 +103,24 @@ def test_timm_that_is_not_installed_is_a_missing_resource(weights: Path) -> None
     with pytest.raises(MissingResourceError, match="timm cannot be imported") as caught:
         open_teacher(weights, arch="timm:resnet18")
     assert caught.value.hint == "Run `pip install timm`."
+
+
+def test_another_function_or_other_code_is_another_teacher(own_code: Path) -> None:
+    weights = {
+        "stem.weight": torch.randn(4, 3, 3, 3),
+        "stem.bias": torch.randn(4),
+        "last.weight": torch.randn(3, 4),
+        "last.bias": torch.randn(3),
+    }
+    torch.save(weights, own_code / "t.pt")
+    (own_code / "other_network.py").write_text(CODE + "\ndef own():\n    return Own()\n")
+
+    def identity(arch: str) -> object:
+        sys.modules.pop("other_network", None)
+        return open_teacher(own_code / "t.pt", arch=arch, input_size=8).record.identity
+
+    first = identity("other_network:own")
+    assert identity("other_network:own") == first
+    assert identity("other_network:Own") != first
+    (own_code / "other_network.py").write_text(CODE.replace("tanh", "relu") + "\ndef own():\n    return Own()\n")
+    assert identity("other_network:own") != first

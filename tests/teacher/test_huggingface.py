@@ -7,6 +7,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPVisionConfig,
     ConvNextConfig,
     ConvNextForImageClassification,
     DeiTConfig,
@@ -172,6 +175,15 @@ def test_tables_that_a_small_file_asks_for_are_not_computed(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps({**settings, "window_size": 256, "model_type": "swin"}))
     with pytest.raises(InputError, match=r"do not fit the network: it has 4,[0-9,]{11} numbers and the file"):
         opened(tmp_path)
+
+
+def test_channels_that_no_model_of_the_kind_has_count_for_nothing(tmp_path: Path) -> None:
+    vision = CLIPVisionConfig(**{key: value for key, value in SMALL_TRANSFORMER.items() if key != "id2label"})
+    config = CLIPConfig(vision_config=vision, id2label=SMALL_TRANSFORMER["id2label"])
+    CLIPForImageClassification(config).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"num_channels": "three"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32, "do_normalize": False}))
+    assert opened(tmp_path).record.input.mean == (0.0, 0.0, 0.0)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -115,6 +115,18 @@ def test_a_size_that_the_strides_cannot_take_is_a_usage_error_with_the_numbers(t
         open_teacher(saved(weights, tmp_path / "teacher.pt"), input_size=7)
 
 
+@pytest.mark.parametrize("size", [-1, 0, 1025])
+def test_a_size_out_of_reach_is_a_usage_error(size: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"Images of {size}x{size} pixels \(from the command line\) are out of reach"):
+        open_teacher(saved(tiny_weights(), tmp_path / "teacher.pt"), input_size=size)
+
+
+def test_a_size_out_of_reach_in_the_file_is_an_error_before_any_image_is_made(tmp_path: Path) -> None:
+    path = saved({"state_dict": tiny_weights(), "input_size": 100_000}, tmp_path / "teacher.pt")
+    with pytest.raises(InputError, match=r"Images of 100000x100000 pixels \(from the checkpoint's metadata\)"):
+        open_teacher(path)
+
+
 def test_one_output_is_no_classifier(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'teacher\.pt' has 1 output; a classifier has one for each of at least two"):
         open_teacher(saved(tiny_weights(num_classes=1), tmp_path / "teacher.pt"))

@@ -58,7 +58,7 @@ def test_an_object_with_logits_is_an_answer() -> None:
 
 
 def test_another_answer_is_refused_by_its_type() -> None:
-    with pytest.raises(InputError, match=r"'t\.onnx' does not take .*: the network answers with dict and not with a"):
+    with pytest.raises(InputError, match=r"In 't\.onnx', the network answers with dict and not with a tensor\."):
         described(Classifier(Answering({})), asked=(8, 8))
 
 
@@ -103,10 +103,28 @@ def test_channels_are_those_of_the_first_convolution() -> None:
     assert described(convolutional(2, channels=2), asked=(16, 16)).channels == 2
 
 
-@pytest.mark.parametrize("answer", [torch.rand(1, 3, 8, 8), torch.ones(1, 3, dtype=torch.int64), torch.rand(3)])
+@pytest.mark.parametrize("answer", [torch.rand(1, 3, 8, 8), torch.ones(2, 3, dtype=torch.int64), torch.rand(3)])
 def test_what_does_not_answer_with_one_number_a_class_is_no_classifier(answer: Tensor) -> None:
     with pytest.raises(InputError, match=r"a classifier answers \[N, K\]"):
         described(Classifier(Answering(answer)))
+
+
+def test_a_large_image_that_is_taken_for_several_small_ones_is_not_taken() -> None:
+    class FlattensToFixedShape(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.reshape(-1, 3 * 32 * 32)  # 224 x 224 are 49 times 32 x 32
+
+    spec = described(FlattensToFixedShape(), shape=(None, 3, None, None))
+    assert (spec.size, spec.num_classes) == (32, 3072)
+
+
+def test_a_network_of_one_image_at_a_time_is_refused() -> None:
+    class One(Fixed):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.last(images.view(1, self.last.in_features))  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match=r"does not take a blank image of 8x8 pixels: shape '\[1, 64\]' is invalid"):
+        described(One(1, 8), shape=(None, 1, 8, 8))
 
 
 def test_an_input_of_three_dimensions_is_no_image() -> None:

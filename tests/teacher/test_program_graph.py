@@ -72,6 +72,15 @@ def test_other_operators_are_not_found(name: str) -> None:
         network(Operation("a", name, ()))
 
 
+@pytest.mark.parametrize("operator", ["aten.relu.default", "operator.add"])
+def test_names_of_arguments_never_become_code(operator: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch.fx writes them as they are into the function that a network runs."""
+    name = "a = 0); print('executed'); dict(b"
+    with pytest.raises(InputError, match=f"'t.pt' gives {operator} arguments that it does not take"):
+        network(Operation("a", operator, (IMAGES,), {name: 1}))(images())
+    assert capsys.readouterr().out == ""
+
+
 def test_a_network_computes_its_operations_in_order() -> None:
     built = network(
         convolution(),

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.pipeline.errors import InputError
-from compress.pipeline.networks import NetworkSpec
+from compress.pipeline.networks import NetworkSpec, build
 from compress.pipeline.networks.resnet import PadShortcut, ResNet
+from compress.pipeline.networks.vit import ViTSpec
 from compress.pipeline.records import InputSpec
 from compress.pipeline.teacher.checkpoint import Checkpoint, Program
 from compress.pipeline.teacher.inputs import resolve_input
@@ -136,3 +137,11 @@ def test_weights_of_a_network_for_other_images_than_the_program_takes_are_no_mat
     grey = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 14 * 14, 3))
     found = understand(checkpoint_of(trained(tiny_spec()), grey), images_for, (16, 16))
     assert found.network is grey
+
+
+def test_a_known_network_of_one_size_is_not_asked_about_images_of_another() -> None:
+    spec = ViTSpec(num_classes=3, patch=4, grid=4, width=8, depth=1, mlp_width=16, heads=2)
+    network = build(spec).eval()
+    program = nn.Sequential(nn.AvgPool2d(2), network)
+    found = understand(checkpoint_of(network, program), images_for, (32, 32))
+    assert found.network is program

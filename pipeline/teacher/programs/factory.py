@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.pipeline.errors import InputError, MissingResourceError, UsageError
 from compress.pipeline.teacher.checkpoint import Checkpoint, Program
-from compress.pipeline.teacher.programs.modules import Classifier, load_by_name
+from compress.pipeline.teacher.programs.modules import Classifier, code_sha256, load_by_name
 
 TIMM = "timm:"
 _FORM = "Write --arch package.module:function, or --arch timm:NAME."
@@ -33,7 +33,9 @@ def with_architecture(checkpoint: Checkpoint, arch: str) -> Checkpoint:
     """
     module = _timm_model(arch.removeprefix(TIMM), checkpoint) if arch.startswith(TIMM) else _call(arch)
     load_by_name(module, checkpoint.tensors, checkpoint.file_name)
-    return replace(checkpoint, program=Program(network=Classifier(module), title=f"{type(module).__name__} of {arch}"))
+    code = code_sha256(module, arch, sys.modules.get(arch.partition(":")[0]))
+    title = f"{type(module).__name__} of {arch}"
+    return replace(checkpoint, program=Program(network=Classifier(module), title=title, code_sha256=code))
 
 
 @contextmanager

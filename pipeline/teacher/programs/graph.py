@@ -156,6 +156,12 @@ def build_network(graph: ProgramGraph, tensors: Mapping[str, Tensor], name: str)
     return fx.GraphModule(builder.root, builder.graph).eval().requires_grad_(False)
 
 
+def _keywords_of(function: Callable[..., Any]) -> set[str]:
+    """Names of an operator's arguments; Python's own on sizes have none."""
+    schema = getattr(function, "_schema", None)
+    return set() if schema is None else {argument.name for argument in schema.arguments}
+
+
 def _drops(operation: Operation) -> bool:
     """Whether an operation drops values at random."""
     shares = (*operation.arguments[_SHARE_DROPPED : _SHARE_DROPPED + 1], operation.keywords.get("dropout_p", 0))
@@ -178,6 +184,8 @@ class _Builder:
         function = find_operator(operation.operator)
         if function is None:
             raise self._error(f"uses the operator {printable(operation.operator)}, which a teacher may not.")
+        if not operation.keywords.keys() <= _keywords_of(function):  # torch.fx writes them into code as they are
+            raise self._error(f"gives {printable(operation.operator)} arguments that it does not take.")
         if _drops(operation):
             raise self._error("drops values at random, as in training; it must be saved in evaluation mode.")
         arguments = tuple(self.resolve(argument) for argument in operation.arguments)

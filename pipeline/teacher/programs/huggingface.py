@@ -251,7 +251,8 @@ def _metadata(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[s
     if size is not None:
         found["input_size"] = size
     if processor.get("do_normalize") is False:
-        channels = int(config.get("num_channels", 3))
+        stated = config.get("num_channels")
+        channels = stated if isinstance(stated, int) else 3
         return found | {"mean": [0.0] * channels, "std": [1.0] * channels}
     normalisation = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
     return found | {key: value for key, value in normalisation.items() if value is not None}

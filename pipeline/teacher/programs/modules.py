@@ -1,9 +1,12 @@
 """Networks that come as Python modules: their answers made plain, their weights loaded by name, their input found out."""
 
+import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +73,27 @@ class ProgramSpec(NetworkSpec):
         return 1
 
 
+def code_sha256(module: nn.Module, *builders: object) -> str:
+    """Digest of the files that define the classes of a network and of its parts, torch's own left out.
+
+    Args:
+        module: the network.
+        builders: the module with the function that built it, and the name that this goes by.
+    """
+    classes = {type(part) for part in module.modules() if not type(part).__module__.startswith("torch.")}
+    digests = sorted({_source_sha256(thing) for thing in (*classes, *builders)})
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _source_sha256(thing: Any) -> str:
+    try:
+        source = inspect.getsourcefile(thing)
+        content = Path(source).read_bytes() if source else b""
+    except (TypeError, OSError):  # a name, or a class that was made without a file
+        content = str(getattr(thing, "__qualname__", thing)).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
 def load_by_name(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     """Load a checkpoint's tensors, whose names have lost their wrappers' prefixes; each must land, and none be missing.
 
@@ -123,7 +147,9 @@ def describe(program: Program, asked: tuple[int, int] | None, name: str) -> Prog
         try:
             answer, failure = _answer(program.network, (channels, *size))
         except NoTensorError as error:
-            raise InputError(f"In '{name}', {error}.", "Wrap it in a module whose answer is its logits alone.") from error
+            raise InputError(
+                f"In '{name}', {error}.", "Wrap it in a module whose answer is its logits alone."
+            ) from error
         if answer is not None:
             pixels = size[0] if stated else _suited(program.network, (channels, *size))
             return ProgramSpec(form=program.title, size=pixels, channels=channels, num_classes=_classes(answer, name))
@@ -149,7 +175,7 @@ def _answer(network: nn.Module, shape: tuple[int, int, int]) -> tuple[Tensor | N
         raise
     except Exception as error:  # noqa: BLE001  any operator may refuse a shape in its own way
         return None, printable(str(error).strip().partition("\n")[0]).rstrip(".") or type(error).__name__
-    if answer.shape[:1] != (BLANK_IMAGES,):
+    if answer.dim() == 2 and len(answer) != BLANK_IMAGES:
         return None, f"it answers {BLANK_IMAGES} images with a tensor {list(answer.shape)}"
     return answer, ""
 
