@@ -382,6 +382,7 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
 
 
 def _show_plan(checkpoint: Path, labels: Path, settings: "Settings", console: "Console", as_json: bool) -> None:
+    from compress.pipeline.inspection import outlook
     from compress.pipeline.plan import make_plan
 
     with console.status("measuring this machine"):
@@ -390,6 +391,9 @@ def _show_plan(checkpoint: Path, labels: Path, settings: "Settings", console: "C
         typer.echo(plan.model_dump_json(indent=2))
     else:
         _print_facts(plan.facts())
+        _print_findings(
+            tuple(finding for finding in plan.findings if finding.severity != "note"), outlook(plan.findings)
+        )
 
 
 def _print_facts(facts: dict[str, str]) -> None:

@@ -7,6 +7,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from compress.pipeline.records import Severity
+
 LINE_SECONDS = 15.0
 """Without a terminal, the long stage says something about this often."""
 
@@ -39,8 +41,9 @@ class ConsoleProgress:
             self._last_line = now
             self._say(f"      {done}/{total}  {escape(text)}")
 
-    def note(self, text: str) -> None:
-        self._say(f"      [yellow]note:[/yellow] {escape(text)}")
+    def note(self, text: str, severity: Severity = "note") -> None:
+        colour = "red" if severity == "problem" else "yellow"
+        self._say(f"      [{colour}]{severity}:[/{colour}] {escape(text)}")
 
     def close(self) -> None:
         """Take the bar away, if there is one."""

@@ -4,10 +4,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import computed_field
+
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.records import EmbeddingRecord, Finding, TeacherRecord
 from compress.pipeline.teacher import open_teacher
+from compress.pipeline.teacher.diagnosis import by_gravity
+from compress.pipeline.teacher.readers.formats import printable
 
 
 class Inspection(TeacherRecord):
@@ -17,17 +21,14 @@ class Inspection(TeacherRecord):
 
     @property
     def all_findings(self) -> tuple[Finding, ...]:
-        return self.findings + (self.class_names.findings if self.class_names else ())
+        """Of the teacher and of its class names, gravest first."""
+        return by_gravity(self.findings + (self.class_names.findings if self.class_names else ()))
 
+    @computed_field  # type: ignore[prop-decorator]  # as pydantic documents it
     @property
     def outlook(self) -> str:
         """What the findings come to."""
-        counts = Counter(finding.severity for finding in self.all_findings)
-        if counts["problem"]:
-            return "Little can be expected of distillation before the problems are solved."
-        if counts["warning"]:
-            return "Distillation can work; the warnings say what it may cost."
-        return "Nothing was found that stands in the way of distillation."
+        return outlook(self.all_findings)
 
     def facts(self) -> dict[str, str]:
         """The teacher in words."""
@@ -37,18 +38,34 @@ class Inspection(TeacherRecord):
             "format": self.format,
             "architecture": f"{self.name}: {self.architecture}",
             "parameters": f"{self.parameters:,}",
-            "classes": str(self.num_classes),
+            "classes": f"{self.num_classes}{_named(self.labels)}",
             "input": f"{image.channels} x {image.height} x {image.width}, "
             f"mean {_listed(image.mean)}, std {_listed(image.std)}",
-            "from": image.source,
+            "input from": image.source,
             "output": self.output,
             "batch-norm layers": str(self.batch_norm_layers),
             "recognised because": "\n".join(self.reasons),
         }
 
 
+def outlook(findings: tuple[Finding, ...]) -> str:
+    """What the findings come to, in a sentence."""
+    counts = Counter(finding.severity for finding in findings)
+    if counts["problem"]:
+        return "Little can be expected of distillation before the problems are solved."
+    if counts["warning"]:
+        return "Distillation can work; the warnings say what it may cost."
+    return "Nothing was found that stands in the way of distillation."
+
+
 def _listed(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _named(labels: tuple[str, ...], most: int = 4) -> str:
+    """The names that the checkpoint carries, the first of them."""
+    more = ", ..." if len(labels) > most else ""
+    return f", in the checkpoint: {', '.join(printable(label) for label in labels[:most])}{more}" if labels else ""
 
 
 def inspect_teacher(

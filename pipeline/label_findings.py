@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.pipeline.records import Finding
+from compress.pipeline.teacher.readers.formats import printable
 
 TOPIC = "class names"
 
@@ -67,7 +68,7 @@ def carried_finding(labels: Sequence[str], carried: Sequence[str]) -> Iterator[F
             severity="warning",
             topic=TOPIC,
             message=f"The checkpoint names {len(differing):,} of its {len(labels):,} classes otherwise than the labels file; "
-            f"the first is '{other}' there and '{one}' here.",
+            f"the first is '{printable(other)}' there and '{one}' here.",
             advice="Make sure that the labels are in the order of the teacher's outputs.",
         )
 

@@ -10,12 +10,13 @@ from compress.pipeline.distill import speed_here
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.probes import with_enough_probes
-from compress.pipeline.records import Record
+from compress.pipeline.records import Finding, Record
 from compress.pipeline.schedule import expected_seconds, plan_schedule
 from compress.pipeline.settings import Settings
 from compress.pipeline.steps import distillation_budget
 from compress.pipeline.students import plan_student
 from compress.pipeline.teacher import open_teacher
+from compress.pipeline.teacher.diagnosis import by_gravity
 
 
 class Plan(Record):
@@ -33,6 +34,8 @@ class Plan(Record):
     rounds: int
     kd_steps: int
     device: str
+    findings: tuple[Finding, ...]
+    """About the teacher and its class names, gravest first."""
     expected_seconds: float
     """For distillation, by timing one step of each kind on this machine."""
 
@@ -64,8 +67,12 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
     check_label_count(labels, record.num_classes)
     student = plan_student(record, settings.student)
     embed = settings.embed
-    embeddings, _ = embed_labels(
-        labels, encoder=embed.text_encoder, prompt=embed.prompt, allow_download=embed.allow_download
+    embeddings, names = embed_labels(
+        labels,
+        encoder=embed.text_encoder,
+        prompt=embed.prompt,
+        allow_download=embed.allow_download,
+        carried=record.labels,
     )
     teacher = teacher.to(compute.device, torch.channels_last)
     speed = speed_here(teacher, torch.from_numpy(embeddings), student, settings, compute)
@@ -85,5 +92,6 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
         rounds=schedule.rounds,
         kd_steps=schedule.rounds * settings.distill.kd_steps,
         device=compute.title,
+        findings=by_gravity(record.findings + names.findings),
         expected_seconds=round(expected_seconds(schedule, speed, settings.distill, settings.probes), 1),
     )

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from compress.pipeline.records import Severity
+
 
 class Progress(Protocol):
     """Somebody who listens to a run."""
@@ -15,7 +17,7 @@ class Progress(Protocol):
     def advance(self, done: int, total: int, figures: str) -> None:
         """The long part moved on: `done` of `total` steps, with figures worth watching."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, severity: Severity = "note") -> None:
         """Something the user should know."""
 
 
@@ -28,4 +30,4 @@ class Silent:
 
     def advance(self, done: int, total: int, figures: str) -> None: ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str, severity: Severity = "note") -> None: ...

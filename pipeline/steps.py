@@ -93,7 +93,7 @@ def _tell(space: Workspace, findings: tuple[Finding, ...]) -> None:
     """What may cost fidelity is said while there is time to stop; the rest is in the report."""
     for finding in findings:
         if finding.severity != "note":
-            space.progress.note(str(finding))
+            space.progress.note(str(finding), finding.severity)
 
 
 def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:

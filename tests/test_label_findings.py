@@ -99,6 +99,11 @@ def test_labels_in_another_order_than_the_checkpoints_own_are_flagged() -> None:
     )
 
 
+def test_names_from_a_checkpoint_cannot_steer_the_terminal() -> None:
+    (finding,) = carried_finding(("cat", "cow"), ("\x1b[31mdog", "cow"))
+    assert "the first is '?[31mdog' there and 'cat' here" in finding.message
+
+
 @pytest.mark.parametrize("carried", [("Cat", "tench"), ("cat", "tench, Tinca tinca"), (), ("cat",)])
 def test_labels_that_say_the_same_or_have_nothing_to_be_compared_with_are_not(carried: tuple[str, ...]) -> None:
     assert list(carried_finding(("cat", "tench"), carried)) == []

@@ -65,6 +65,7 @@ def test_the_facts_are_the_plan_in_words() -> None:
         rounds=30,
         kd_steps=1800,
         device="CPU, 2 threads, fp32",
+        findings=(),
         expected_seconds=90,
     )
     assert plan.facts() == {

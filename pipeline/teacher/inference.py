@@ -84,12 +84,12 @@ def _not_recognised(name: str, shapes: Shapes, misfits: Sequence[NotInFamily]) -
     """Nearest is the family with the fewest tensors out of place; one to which all are foreign is not near at all."""
     near = sorted((misfit for misfit in misfits if misfit.distance < len(shapes)), key=lambda misfit: misfit.distance)
     nearest = [f"{misfit.family}, but {misfit.problem}{_listed(misfit.tensors)}" for misfit in near[:NEAREST]]
-    further = "".join(f"\nNext: {sentence}." for sentence in nearest[1:])
+    further = "".join(f"Next: {sentence}.\n" for sentence in nearest[1:])
     problem = f"; the nearest is {nearest[0]}" if nearest else f" by the names of its tensors{_listed(tuple(shapes))}"
     return InputError(
         f"The architecture of '{name}' is not recognised{problem}.",
-        "Where the model's code is at hand, name what builds it: --arch package.module:function."
-        f"\nOr save the network with its weights, as a TorchScript, torch.export or ONNX file.{further}",
+        f"{further}Where the model's code is at hand, name what builds it: --arch package.module:function."
+        "\nOr save the network with its weights, as a TorchScript, torch.export or ONNX file.",
     )
 
 

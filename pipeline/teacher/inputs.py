@@ -1,6 +1,6 @@
 """What images a teacher takes: its own size and normalisation where the checkpoint or the user says, else the usual."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,8 +64,15 @@ def resolve_input(
     _check_size((height, width), spec, size_hint)
     _check_channels("mean", means, 0.0, spec, mean_hint)
     _check_channels("std", stds, _SMALLEST_STD, spec, std_hint)
-    source = f"size from {size_hint.source}; mean from {mean_hint.source}; std from {std_hint.source}"
+    parts = (("size", size_hint), ("mean", mean_hint), ("std", std_hint))
+    sources = dict.fromkeys(hint.source for _, hint in parts)
+    named = {source: [part for part, hint in parts if hint.source == source] for source in sources}
+    source = "; ".join(f"{_listed(parts)} from {source}" for source, parts in named.items())
     return InputSpec(channels=spec.channels, height=height, width=width, mean=means, std=stds, source=source)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def stated_size(metadata: Mapping[str, object], input_size: int | None) -> tuple[int, int] | None:
@@ -86,7 +93,8 @@ def stated_size(metadata: Mapping[str, object], input_size: int | None) -> tuple
 
 
 def _usual(spec: NetworkSpec) -> tuple[_Hints, _Hints]:
-    size = _Hints("what is usual for the architecture", InputError, size=(spec.usual_size, spec.usual_size))
+    source = "what the network takes" if spec.family == "program" else "what is usual for the architecture"
+    size = _Hints(source, InputError, size=(spec.usual_size, spec.usual_size))
     if spec.channels == 3:
         return size, _Hints("ImageNet, for want of better knowledge", InputError, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     half = (0.5,) * spec.channels

@@ -8,7 +8,7 @@ import torch
 from compress.pipeline.errors import InputError
 from compress.pipeline.networks import NetworkSpec
 from compress.pipeline.records import Finding
-from compress.pipeline.teacher.checkpoint import Checkpoint
+from compress.pipeline.teacher.checkpoint import Checkpoint, Program
 from compress.pipeline.teacher.diagnosis import by_gravity, diagnose, output_of
 from compress.pipeline.teacher.diagnosis.normalisation import assumption_finding, with_plausible_normalisation
 from compress.pipeline.teacher.inputs import resolve_input, stated_size
@@ -47,14 +47,18 @@ def open_teacher(
     if arch is not None:
         checkpoint = with_architecture(checkpoint, arch)
     images_for = partial(resolve_input, metadata=checkpoint.metadata, input_size=input_size, mean=mean, std=std)
-    understood = understand(checkpoint, images_for, stated_size(checkpoint.metadata, input_size))
+    size = stated_size(checkpoint.metadata, input_size)
+    understood = understand(checkpoint, images_for, size)
     _check_classes(understood.spec, checkpoint.file_name)
     teacher = assemble(checkpoint, understood, images_for(understood.spec))
     _check_answer(teacher)
-    assumptions = [_note("assumption", sentence) for sentence in understood.assumptions]
-    if mean is None and std is None and not checkpoint.metadata.keys() & {"mean", "std"}:
+    silent = {key for key, value in (("mean", mean), ("std", std)) if value is None and key not in checkpoint.metadata}
+    if silent == {"mean", "std"}:
         teacher = assemble(checkpoint, understood, with_plausible_normalisation(teacher))
-        assumptions.append(assumption_finding(teacher.record.input))
+    assumptions = [_note("assumption", sentence) for sentence in understood.assumptions]
+    any_size = size is None and not _takes_one_size(understood.spec, checkpoint.program)
+    if any_size or silent:
+        assumptions.append(assumption_finding(teacher.record.input, size=any_size, normalisation=bool(silent)))
     return _diagnosed(teacher, checkpoint, assumptions)
 
 
@@ -65,6 +69,12 @@ def _diagnosed(teacher: Teacher, checkpoint: Checkpoint, assumptions: list[Findi
     findings = by_gravity((*read, *assumptions, *diagnose(teacher, checkpoint)))
     teacher.record = teacher.record.model_copy(update={"findings": findings})
     return teacher
+
+
+def _takes_one_size(spec: NetworkSpec, program: Program | None) -> bool:
+    """Whether the network itself says how large its images are."""
+    shape = program.input_shape if program else None
+    return spec.minimum_size == spec.maximum_size or bool(shape and all(shape[2:]))
 
 
 def _note(topic: str, message: str) -> Finding:

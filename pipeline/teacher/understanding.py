@@ -142,12 +142,14 @@ def _by_program(checkpoint: Checkpoint, program: Program, stated_size: tuple[int
         if not _takes(candidate.spec, spec, (height, width)):
             continue
         known = _understood(candidate, checkpoint)
-        if same_answers(known.network, program.network, (spec.channels, height, width)):
-            reason = f"The file's own network, {program.title}, answers the same on {EVIDENCE_IMAGES} images of noise."
+        form = same_answers(known.network, program.network, (spec.channels, height, width))
+        if form is not None:
+            ending = "" if form == "logits" else f", but for the last step that makes {form} of its logits"
+            reason = f"Its own network, {program.title}, answers the same on {EVIDENCE_IMAGES} images of noise{ending}."
             return Understood(network=known.network, spec=known.spec, reasons=(*known.reasons, reason))
-    unknown = "It is none of the architectures known here, so a student cannot start from its blocks."
+    unknown = "No architecture known here answers as it does, so a student cannot start from its blocks."
     return Understood(
-        network=program.network, spec=spec, reasons=(f"The file holds the network itself: {program.title}.", unknown)
+        network=program.network, spec=spec, reasons=(f"The network is the checkpoint's own: {program.title}.", unknown)
     )
 
 

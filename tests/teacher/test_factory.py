@@ -65,7 +65,7 @@ def test_a_network_of_the_users_own_goes_through_with_its_weights(own_code: Path
     torch.testing.assert_close(teacher.logits(images), wanted)
     assert teacher.record.architecture == "Own of own_network:Own"
     assert teacher.record.spec["family"] == "program"
-    assert any("none of the architectures known here" in reason for reason in teacher.record.reasons)
+    assert any("No architecture known here answers as it does" in reason for reason in teacher.record.reasons)
 
 
 @pytest.mark.usefixtures("own_code")

@@ -23,6 +23,7 @@ from transformers import (
 
 from compress.pipeline.errors import InputError, UnsafeInputError
 from compress.pipeline.teacher import Teacher, open_teacher
+from tests.teacher.small_resnet import small_resnet
 
 SMALL = {"model_type": "convnext", "hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}
 SMALL_TRANSFORMER: dict[str, Any] = {
@@ -205,3 +206,15 @@ def test_pickled_weights_are_read_without_executing_them(tmp_path: Path) -> None
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     assert opened(tmp_path).record.format == "Hugging Face folder, PyTorch checkpoint, a bare state_dict"
+
+
+def test_a_folder_of_timm_is_read_by_its_weights_with_the_size_and_normalisation_that_it_states(tmp_path: Path) -> None:
+    network = small_resnet()
+    stated = {"input_size": [3, 48, 48], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "label_names": list("abcde")}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t", "pretrained_cfg": stated}))
+    save_file(dict(network.state_dict()), tmp_path / "model.safetensors")
+    record = opened(tmp_path).record
+    assert (record.input.height, record.input.mean, record.input.std) == (48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert record.labels == tuple("abcde")
+    assert record.format == "timm folder, safetensors file, a bare state_dict"
+    assert record.spec["family"] == "resnet"

@@ -299,7 +299,7 @@ def test_the_three_nearest_families_are_named() -> None:
     assert caught.value.message == (
         "The architecture of 't.pt' is not recognised; the nearest is DenseNet, but densenets differ: c."
     )
-    assert caught.value.hint.endswith("\nNext: VGG, but vggs differ: a, b.\nNext: WRN, but wrns differ.")
+    assert caught.value.hint.startswith("Next: VGG, but vggs differ: a, b.\nNext: WRN, but wrns differ.\nWhere the")
 
 
 def test_all_candidates_that_fit_are_given_and_others_left_out() -> None:

@@ -21,8 +21,8 @@ def test_without_any_word_the_usual_values_count_and_the_record_says_so() -> Non
         width=32,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        source="size from what is usual for the architecture; mean from ImageNet, for want of better knowledge; "
-        "std from ImageNet, for want of better knowledge",
+        source="size from what is usual for the architecture; "
+        "mean and std from ImageNet, for want of better knowledge",
     )
 
 
@@ -38,7 +38,7 @@ def test_grey_images_are_usually_centred() -> None:
 def test_metadata_count_before_usual_values_and_arguments_before_metadata() -> None:
     images = resolved({"input_size": 8, "mean": [0.1, 0.2, 0.3]}, mean=(0.4, 0.5, 0.6), std=(1.0, 1.0, 1.0))
     assert (images.height, images.mean, images.std) == (8, (0.4, 0.5, 0.6), (1, 1, 1))
-    assert images.source == "size from the checkpoint's metadata; mean from the command line; std from the command line"
+    assert images.source == "size from the checkpoint's metadata; mean and std from the command line"
 
 
 @pytest.mark.parametrize(

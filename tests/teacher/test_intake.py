@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,12 +73,20 @@ def test_padding_shortcuts_are_an_assumption_that_the_record_tells(tmp_path: Pat
     assert any("pad with zero channels" in sentence for sentence in sentences(teacher, "assumption"))
 
 
-def test_a_normalisation_that_nobody_stated_is_a_warning_and_one_that_somebody_did_is_not(tmp_path: Path) -> None:
-    path = saved(tiny_weights(), tmp_path / "teacher.pt")
-    assumed = "Nothing says how training normalised its images"
-    given = open_teacher(path, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert any(sentence.startswith(assumed) for sentence in sentences(open_teacher(path), "normalisation"))
-    assert not any(sentence.startswith(assumed) for sentence in sentences(given, "normalisation"))
+@pytest.mark.parametrize(
+    ("given", "assumed"),
+    [
+        ({}, "32x32 pixels and mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225) are assumed"),
+        ({"input_size": 8}, "; mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225) are assumed"),
+        ({"input_size": 8, "mean": (0.5,) * 3}, "; mean (0.5, 0.5, 0.5) and std (0.229, 0.224, 0.225) are assumed"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "; 32x32 pixels are assumed"),
+        ({"input_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}, ""),
+    ],
+)
+def test_what_nobody_said_about_the_input_is_a_warning(given: dict[str, Any], assumed: str, tmp_path: Path) -> None:
+    teacher = open_teacher(saved(tiny_weights(), tmp_path / "teacher.pt"), **given)
+    assert bool(assumed) == bool(sentences(teacher, "input"))
+    assert all(assumed in sentence for sentence in sentences(teacher, "input"))
 
 
 def test_the_gravest_finding_comes_first(tmp_path: Path) -> None:

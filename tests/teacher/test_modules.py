@@ -86,7 +86,7 @@ def test_the_size_that_was_asked_for_is_the_only_one_tried() -> None:
         InputError, match=r"does not take a blank image of 9x9 pixels: expected \(1, 8, 8\)\."
     ) as caught:
         described(Fixed(1, 8), asked=(9, 9))
-    assert caught.value.hint == "Give its size with --input-size."
+    assert caught.value.hint == "Give another --input-size, or none."
 
 
 def test_no_size_at_all_is_an_error() -> None:

@@ -186,9 +186,12 @@ def test_an_unstated_normalisation_stays_where_nothing_can_be_told() -> None:
     assert with_plausible_normalisation(teacher) == teacher.record.input
 
 
-def test_an_assumed_normalisation_is_said_to_be_one() -> None:
-    finding = assumption_finding(with_values(*HALF))
+def test_what_is_assumed_is_said_to_be() -> None:
+    finding = assumption_finding(with_values(*HALF), size=False, normalisation=True)
     assert finding.severity == "warning"
     assert finding.message == (
-        "Nothing says how training normalised its images; mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) are assumed."
+        "Nothing says what images the network was trained on; mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5) are assumed."
     )
+    assert finding.advice.startswith("Give the --mean and --std of the training code")
+    both = assumption_finding(with_values(*HALF), size=True, normalisation=True)
+    assert both.advice.startswith("Give the --input-size, --mean and --std of the training code")

@@ -90,7 +90,7 @@ def test_a_program_that_answers_as_a_known_network_becomes_that_network() -> Non
     network = trained(tiny_spec())
     found = understood(network, After(network, nn.Identity()))
     assert found.spec == tiny_spec()
-    assert found.reasons[-1] == "The file's own network, a graph, answers the same on 16 images of noise."
+    assert found.reasons[-1] == "Its own network, a graph, answers the same on 16 images of noise."
 
 
 @pytest.mark.parametrize("ending", [nn.Softmax(1), nn.LogSoftmax(1)])
@@ -99,6 +99,7 @@ def test_a_softmax_at_the_end_of_a_program_does_not_hide_the_network_before_it(e
     found = understood(network, After(network, ending))
     assert found.spec == tiny_spec()
     assert isinstance(found.network, ResNet)
+    assert "but for the last step that makes" in found.reasons[-1]
 
 
 def test_a_program_that_answers_otherwise_than_its_weights_suggest_stays_itself() -> None:

@@ -189,14 +189,25 @@ def normalisation_finding(estimate: ImageEstimate | None, images: InputSpec) -> 
     )
 
 
-def assumption_finding(images: InputSpec) -> Finding:
-    """Of an input whose mean and std nobody stated."""
+def assumption_finding(images: InputSpec, *, size: bool, normalisation: bool) -> Finding:
+    """Of an input that nobody stated, or not all of it.
+
+    Args:
+        images: what is assumed.
+        size: whether height and width are.
+        normalisation: whether mean or std are.
+    """
+    pixels = f"{images.height}x{images.width} pixels"
+    values = str(Normalisation(mean=images.mean, std=images.std))
+    assumed = [part for part, is_assumed in ((pixels, size), (values, normalisation)) if is_assumed]
+    options = (
+        "--input-size, --mean and --std" if size and normalisation else "--input-size" if size else "--mean and --std"
+    )
     return Finding(
         severity="warning",
-        topic=TOPIC,
-        message=f"Nothing says how training normalised its images; {Normalisation(mean=images.mean, std=images.std)} are "
-        "assumed.",
-        advice="Give the --mean and --std of the training code: the student applies them to every image, too.",
+        topic="input",
+        message=f"Nothing says what images the network was trained on; {' and '.join(assumed)} are assumed.",
+        advice=f"Give the {options} of the training code: the student is made for the same images.",
     )
 
 

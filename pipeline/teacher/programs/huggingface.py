@@ -63,18 +63,30 @@ def read_model_folder(folder: Path, read_weights: Any) -> Checkpoint:
     if weights is None:
         raise InputError(f"The folder '{folder.name}' has no weights.", f"It takes one of {', '.join(WEIGHT_FILES)}.")
     checkpoint: Checkpoint = read_weights(weights)
-    _check_config(config, len(checkpoint.tensors), folder.name)
     digest = hashlib.sha256(config_bytes + processor_bytes + checkpoint.sha256.encode()).hexdigest()
+    checkpoint = replace(checkpoint, file_name=folder.resolve().name, sha256=digest)
+    if "model_type" not in config and isinstance(config.get("pretrained_cfg"), Mapping):
+        return _of_timm(checkpoint, config["pretrained_cfg"])
+    _check_config(config, len(checkpoint.tensors), folder.name)
     module = _build(config, checkpoint, folder.name)
     return replace(
         checkpoint,
-        file_name=folder.name,
-        sha256=digest,
         format=f"Hugging Face folder, {checkpoint.format}",
         metadata=_metadata(config, _json(processor_bytes or b"{}", folder / PROCESSOR_FILE)),
         labels=_labels(config),
         program=Program(network=Classifier(module), title=f"{type(module).__name__} of transformers"),
     )
+
+
+def _of_timm(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    """Weights in a folder that timm wrote; the architecture is inferred from them, as always.
+
+    Source: https://huggingface.co/docs/timm/hf_hub, the config.json that push_to_hf_hub writes.
+    """
+    stated = {key: config[key] for key in ("input_size", "mean", "std") if key in config}
+    names = config.get("label_names")
+    labels = tuple(str(name) for name in names) if isinstance(names, list) else ()
+    return replace(checkpoint, format=f"timm folder, {checkpoint.format}", metadata=stated, labels=labels)
 
 
 def _bytes_of(path: Path) -> bytes:

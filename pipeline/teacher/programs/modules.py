@@ -154,7 +154,8 @@ def describe(program: Program, asked: tuple[int, int] | None, name: str) -> Prog
             pixels = size[0] if stated else _suited(program.network, (channels, *size))
             return ProgramSpec(form=program.title, size=pixels, channels=channels, num_classes=_classes(answer, name))
     tried = f"{stated[0]}x{stated[1]} pixels" if stated else "any usual size"
-    raise InputError(f"'{name}' does not take a blank image of {tried}: {failure}.", "Give its size with --input-size.")
+    hint = "Give another --input-size, or none." if asked else "Give its size with --input-size."
+    raise InputError(f"'{name}' does not take a blank image of {tried}: {failure}.", hint)
 
 
 def _channels(network: nn.Module) -> tuple[int, ...]:
