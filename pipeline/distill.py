@@ -33,8 +33,9 @@ from compress.pipeline.schedule import Schedule, Speed, cosine, expected_seconds
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan
+from compress.pipeline.synthesis.dead_leaves import dead_leaves
 from compress.pipeline.synthesis.losses import Statistics
-from compress.pipeline.synthesis.pool import ImagePool, as_float
+from compress.pipeline.synthesis.pool import NO_CLASS, ImagePool, as_bytes, as_float
 from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
 
@@ -154,10 +155,20 @@ class Distillation:
         images, targets = (
             torch.cat(parts) for parts in ([batch.images for batch in made], [batch.targets for batch in made])
         )
+        images, targets = self._with_dead_leaves(images, targets)
         self.pool.add(images, targets)
         chunk = self.folder / f"pool-{number:05}.safetensors"
         write_tensors(chunk, {"images": images, "targets": targets})
         return sum(batch.loss for batch in made) / len(made)
+
+    def _with_dead_leaves(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Join images that look more like photographs than what a teacher without batch norm can make a generator draw."""
+        teacher = self.learner.teacher
+        if teacher.bn_statistics:
+            return images, targets
+        count = round(self.settings.synthesis.dead_leaves * len(images))
+        leaves = as_bytes(dead_leaves(count, teacher.record.input, images.device))
+        return torch.cat([images, leaves]), torch.cat([targets, targets.new_full((count,), NO_CLASS)])
 
     def _lessons(self, learning: int, rounds: int) -> Iterator[tuple[Tensor, float]]:
         settings = self.settings.distill

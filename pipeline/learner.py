@@ -1,5 +1,6 @@
 """The student while it learns: steps against the teacher, the running average that is shipped, the monitor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,11 @@ from compress.pipeline.device import Compute, derived_seed, on_device
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import Settings
-from compress.pipeline.students import StudentPlan, build_student
+from compress.pipeline.students import StudentPlan, build_student, inherit_weights
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.teacher import Teacher
+from compress.pipeline.unfolding import settle, unfolded
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Learner:
 
     def __init__(self, teacher: Teacher, plan: StudentPlan, settings: Settings, compute: Compute) -> None:
         torch.manual_seed(derived_seed(settings.seed, "student"))
-        self.teacher, self.settings, self.compute = teacher, settings.distill, compute
+        self.teacher, self.plan, self.settings, self.compute = teacher, plan, settings.distill, compute
         self.student = on_device(build_student(plan, teacher), compute)
         self.average = on_device(build_student(plan, teacher), compute)
         self.average.load_state_dict(self.student.state_dict())
@@ -60,17 +62,28 @@ class Learner:
     @torch.no_grad()
     def recalibrate(self, images: Tensor) -> None:
         """Estimate the student's batch-norm statistics anew: blocks that lost their neighbours see other inputs."""
+        # Near-equal batches: one image alone would weigh as much as a full batch, and has no variance at 1x1 pixels.
+        batches = images.tensor_split(max(len(images) // self.settings.batch_size, 1))
+        self._settle_new_norms(batches)
         norms = [module for module in self.student.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # A plain average over the batches.
         self.student.train()
-        # Near-equal batches: one image alone would weigh as much as a full batch, and has no variance at 1x1 pixels.
-        for batch in images.tensor_split(max(len(images) // self.settings.batch_size, 1)):
+        for batch in batches:
             self.student(as_float(batch))
         for norm in norms:
             norm.momentum = 0.1
         self.average.load_state_dict(self.student.state_dict())
+
+    def _settle_new_norms(self, batches: Sequence[Tensor]) -> None:
+        """Where the teacher's batch norms were folded, let its new ones see images before the student inherits them."""
+        network = self.teacher.network.network
+        if self.plan.kept_blocks is None or not isinstance(network, ResNet) or network.spec.batch_norm:
+            return
+        source = unfolded(network)
+        settle(source, (self.teacher.network.normalise(as_float(batch)) for batch in batches))
+        inherit_weights(_resnet(self.student), source, self.plan.kept_blocks)
 
     def _loss(self, images: Tensor) -> Tensor:
         temperature = self.settings.temperature

@@ -73,6 +73,10 @@ class SynthesisSettings(Section):
     """Of the generator's optimiser."""
     batch_norm_weight: float = Field(default=10.0, ge=0)
     """Weight of matching the teacher's batch-norm statistics."""
+    prior_weight: float = Field(default=10.0, ge=0)
+    """Weight of the image prior, which takes their place where the teacher has no batch norm."""
+    dead_leaves: float = Field(default=1.0, ge=0)
+    """Images of dead leaves for each synthesised one in the pool of such a teacher."""
     one_hot_weight: float = Field(default=0.5, ge=0)
     """Weight of the teacher naming the class that an image was made for."""
     adversarial_weight: float = Field(default=1.33, ge=0)

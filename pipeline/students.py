@@ -17,6 +17,7 @@ from compress.pipeline.networks.resnet import PadShortcut, ResNet, ResNetSpec
 from compress.pipeline.records import TeacherRecord
 from compress.pipeline.settings import StudentSettings, nearest
 from compress.pipeline.teacher import Teacher
+from compress.pipeline.unfolding import unfolded
 
 SMALL_INPUT = 64
 """Pixels up to which a network keeps full resolution in its first stage."""
@@ -81,10 +82,11 @@ def inheriting_students(teacher: TeacherRecord) -> list[StudentPlan]:
 def inheriting_student(teacher: ResNetSpec, blocks: Sequence[int]) -> StudentPlan:
     """The teacher with fewer blocks a stage, evenly spread ones, the first always among them.
 
-    Option-A shortcuts become 1x1 convolutions that compute the same at first: they fuse on the device, and learn.
+    Option-A shortcuts become 1x1 convolutions that compute the same at first: they fuse on the device, and learn. A
+    teacher whose batch norms were folded gives the student new ones, see `unfolding`.
     """
     shortcut = "linear" if teacher.shortcut == "pad" else teacher.shortcut
-    spec = teacher.model_copy(update={"blocks": tuple(blocks), "shortcut": shortcut})
+    spec = teacher.model_copy(update={"blocks": tuple(blocks), "shortcut": shortcut, "batch_norm": True})
     kept = tuple(spread(count, total) for count, total in zip(blocks, teacher.blocks, strict=True))
     name = "inherit-" + "-".join(str(count) for count in blocks)
     return StudentPlan(name=name, spec=spec, parameters=count_parameters(spec), kept_blocks=kept)
@@ -128,6 +130,8 @@ def inherit_weights(student: ResNet, teacher: nn.Module, kept_blocks: Sequence[S
     """Copy stem, classifier and the kept blocks of a residual teacher into a student of the same widths."""
     if not isinstance(teacher, ResNet):
         raise TypeError(f"cannot inherit from {type(teacher).__name__}")
+    if not teacher.spec.batch_norm:
+        teacher = unfolded(teacher)
     for name in ("conv1", "bn1", "fc"):
         student.get_submodule(name).load_state_dict(teacher.get_submodule(name).state_dict())
     for student_stage, teacher_stage, kept in zip(student.stages, teacher.stages, kept_blocks, strict=True):

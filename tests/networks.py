@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from compress.exporters.folding import fold_batch_norm
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet, ResNetSpec, Shortcut
 
@@ -33,3 +34,10 @@ def unsettle(network: nn.Module) -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 2)
             nn.init.normal_(module.bias, std=0.1)
     return network
+
+
+def folded(network: ResNet) -> ResNet:
+    """The same function with the batch norms fused into the convolutions, as deployment tools leave a network."""
+    result = ResNet(network.spec.model_copy(update={"batch_norm": False}))
+    result.load_state_dict(fold_batch_norm(network).state_dict(), strict=True)
+    return result.eval()

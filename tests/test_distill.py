@@ -16,20 +16,32 @@ from compress.pipeline.checkpoint import INDEX, RESUME_FILES
 from compress.pipeline.device import Compute
 from compress.pipeline.distill import POOL_FILE, PROBES_FILE, STUDENT_FILE, distill, speed_here
 from compress.pipeline.learner import Learner, Monitor
-from compress.pipeline.networks import build
+from compress.pipeline.networks import NetworkSpec, build
+from compress.pipeline.networks.convnext import ConvNeXtSpec
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNetSpec
+from compress.pipeline.networks.vit import ViTSpec
 from compress.pipeline.probes import Probes, held_out_images, teacher_logits
 from compress.pipeline.records import DistillRecord
 from compress.pipeline.schedule import Schedule, Speed, cosine
 from compress.pipeline.settings import Settings, StudentSettings, merge
 from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan, inheriting_student, plan_student
-from compress.pipeline.synthesis.pool import ImagePool
+from compress.pipeline.synthesis.pool import NO_CLASS, ImagePool
 from compress.pipeline.synthesis.synthesiser import Synthesiser, SyntheticBatch
 from compress.pipeline.teacher import Teacher
 from tests.test_checkpoint import flip_bit
-from tests.tiny import CPU, Listener, copied, same_tensors, tiny_embeddings, tiny_settings, tiny_teacher
+from tests.tiny import (
+    CPU,
+    Listener,
+    copied,
+    record_of,
+    same_tensors,
+    tiny_embeddings,
+    tiny_settings,
+    tiny_spec,
+    tiny_teacher,
+)
 
 ROUNDS = 5
 """Two of warm-up, three of learning, and a generator that lives for two of them."""
@@ -571,3 +583,49 @@ def test_a_few_steps_of_the_generator_are_timed_and_stand_for_all(
     speed = speed_here(tiny_teacher(), tiny_embeddings(), plan(), asked, CPU)
     assert set(made) == {timed_steps}
     assert speed == Speed(synthesis=seconds, adversarial_synthesis=seconds, kd_step=0.5)
+
+
+# Teachers without batch norm
+
+WITHOUT_BATCH_NORM: dict[str, NetworkSpec] = {
+    "ViT": ViTSpec(patch=4, grid=2, width=16, depth=2, heads=2, mlp_width=32, num_classes=4),
+    "ConvNeXt": ConvNeXtSpec(blocks=(1, 1), widths=(8, 16), patch=2, kernel=3, num_classes=4),
+    "folded ResNet": tiny_spec(batch_norm=False),
+}
+
+
+def teacher_of(spec: NetworkSpec) -> Teacher:
+    record = record_of(spec)
+    torch.manual_seed(4)
+    return Teacher(record, Normalised(build(spec), record.input.mean, record.input.std))
+
+
+@pytest.mark.parametrize("spec", WITHOUT_BATCH_NORM.values(), ids=WITHOUT_BATCH_NORM)
+@pytest.mark.parametrize("compute", [CPU, Compute(device=torch.device("cpu"), bf16=True)], ids=["fp32", "bf16"])
+def test_a_teacher_without_batch_norm_goes_through(tmp_path: Path, spec: NetworkSpec, compute: Compute) -> None:
+    teacher = teacher_of(spec)
+    assert not teacher.bn_statistics
+    student = "inherit-1-1" if spec.family == "resnet" else "resnet8-w0.5"
+    made, _ = run(tmp_path / "whole", teacher=teacher, student=student, compute=compute)
+    assert all(math.isfinite(point.synthesis_loss) for point in made.history)
+    assert all(math.isfinite(point.kd_loss) for point in made.history[2:])
+    interrupt(tmp_path / "twice", 3, teacher=teacher, student=student, compute=compute)
+    again, heard = run(tmp_path / "twice", teacher=teacher, student=student, compute=compute)
+    assert heard == [4, 5]
+    assert timeless(again) == timeless(made)
+    assert results(tmp_path / "twice") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("share", "leaves"), [(0.0, 0), (1.0, 12), (0.5, 6)])
+def test_dead_leaves_join_the_pool_of_a_teacher_without_batch_norm(tmp_path: Path, share: float, leaves: int) -> None:
+    teacher = teacher_of(WITHOUT_BATCH_NORM["folded ResNet"])
+    made, _ = run(tmp_path, teacher=teacher, synthesis={"dead_leaves": share})
+    pool = ImagePool.load(tmp_path / POOL_FILE)
+    batches = 2 * 2 + 3  # of the warm-up and of the learning, with 12 synthesised images each
+    assert len(pool) == made.pool_images == batches * (12 + leaves)
+    assert (pool.targets == NO_CLASS).sum() == batches * leaves
+    assert (Probes.load(tmp_path / PROBES_FILE).targets >= 0).all()
+
+
+def test_no_dead_leaves_join_the_pool_where_there_is_batch_norm(whole: tuple[Path, DistillRecord]) -> None:
+    assert (ImagePool.load(whole[0] / POOL_FILE).targets >= 0).all()

@@ -48,7 +48,7 @@ def test_a_student_that_keeps_every_block_computes_what_the_teacher_computes(
     images = torch.rand(6, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(student(images), teacher.logits(images), rtol=1e-5, atol=1e-5)
-    if shortcut != "pad":
+    if shortcut != "pad" and batch_norm:
         assert student.state_dict().keys() == teacher.network.state_dict().keys()
         assert torch.equal(student(images), teacher.logits(images))
 
@@ -98,6 +98,14 @@ def test_inherited_weights_are_a_copy() -> None:
         student.get_parameter("network.fc.bias").add_(1)
     assert not torch.equal(student.get_parameter("network.fc.bias"), teacher.network.get_parameter("network.fc.bias"))
     assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_student_has_batch_norms_even_where_its_teacher_has_lost_them() -> None:
+    teacher = tiny_teacher(batch_norm=False)
+    plan = inheriting_student(tiny_spec(batch_norm=False), (1, 1))
+    student = build_student(plan, teacher)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in student.modules()) == 1 + 4 + 1
+    assert plan.parameters == count_parameters(tiny_spec(blocks=(1, 1)))
 
 
 def test_only_a_residual_network_gives_away_its_blocks() -> None:

@@ -11,6 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CHANNEL_CORRELATION = 0.9
+"""Of the colour channels of photographs, about."""
+
+LARGER_OCTAVES = 2
+"""Octaves larger than the image whose variance is found in the differences between images' means, about."""
+
 
 class Statistics(NamedTuple):
     """Mean and variance `[C]` of one layer's input over images and pixels."""
@@ -65,6 +71,49 @@ def batch_norm_matching(matched: Sequence[Statistics], wanted: Sequence[Statisti
         for have, want in zip(matched, wanted, strict=True)
     ]
     return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def image_prior(images: Tensor) -> Tensor:
+    """How far images `[N, C, H, W]` are from the simplest statistics that photographs have in common; a scalar.
+
+    Stands in for `batch_norm_matching` where a teacher has no batch norm. Images are normalised as for the teacher, so
+    that those of its training have mean 0 and variance 1. With the channels' mean m and the covariances S_o of
+    `octave_covariances`, it is ||m||_2 + sum_o ||S_o - w_o R||_F. R has 1 on its diagonal and the channels' correlation
+    elsewhere; w_o shares the variance out to the octaves equally, because the power of natural images falls as
+    1 / frequency^2, and to what is left, the means of the images, as much as to `LARGER_OCTAVES` of them.
+
+    Source: Field, "Relations between the statistics of natural images and the response properties of cortical cells",
+    JOSA A 1987, for equal variance in octaves; measured on CIFAR-10 for the two constants.
+    """
+    mean = images.float().mean((0, 2, 3))
+    found = octave_covariances(images.float() - mean[:, None, None])
+    octaves = len(found) - 1
+    correlation = torch.eye(len(mean), device=mean.device).clamp_min(CHANNEL_CORRELATION)
+    shares = [1] * octaves + [LARGER_OCTAVES]
+    terms = [
+        torch.linalg.vector_norm(covariance - share / (octaves + LARGER_OCTAVES) * correlation)
+        for covariance, share in zip(found, shares, strict=True)
+    ]
+    return torch.stack([torch.linalg.vector_norm(mean), *terms]).sum()
+
+
+def octave_covariances(images: Tensor) -> list[Tensor]:
+    """Covariances of the channels, `[C, C]`, of what images `[N, C, H, W]` of mean 0 lose each time their size halves.
+
+    The finest comes first; the last is that of what is left in the end, one pixel an image.
+    """
+    covariances = []
+    while max(images.shape[2:]) > 1:
+        height, width = (max(side // 2, 1) for side in images.shape[2:])
+        smaller = F.adaptive_avg_pool2d(images, (height, width))
+        covariances.append(_covariance(images - F.interpolate(smaller, size=images.shape[2:])))
+        images = smaller
+    return [*covariances, _covariance(images)]
+
+
+def _covariance(images: Tensor) -> Tensor:
+    channels = images.transpose(0, 1).flatten(1)
+    return channels @ channels.T / channels.shape[1]
 
 
 def one_hot(teacher_logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from compress.pipeline.checkpoint import write_tensors
 
+NO_CLASS = -1
+"""Of an image that was made for none."""
+
 
 class ImagePool:
     """Images `[N, C, H, W]` uint8 and the classes `[N]` they were made for, on one device; the oldest leave first."""
@@ -46,3 +49,8 @@ class ImagePool:
 def as_float(images: Tensor) -> Tensor:
     """uint8 images to float32 in [0, 1], laid out as convolutions like it."""
     return (images.float() / 255).contiguous(memory_format=torch.channels_last)
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] to uint8, rounded."""
+    return (images * 255).round().to(torch.uint8)

@@ -20,8 +20,10 @@ from compress.pipeline.synthesis.losses import (
     batch_norm_matching,
     batch_statistics,
     blend,
+    image_prior,
     one_hot,
 )
+from compress.pipeline.synthesis.pool import as_bytes
 from compress.pipeline.teacher import Teacher
 
 
@@ -75,7 +77,7 @@ class Synthesiser:
                 loss.backward()
                 optimiser.step()
         self._remember(statistics)
-        return SyntheticBatch((best.images * 255).round().to(torch.uint8), targets, best.loss)
+        return SyntheticBatch(as_bytes(best.images), targets, best.loss)
 
     def _step(self, targets: Tensor, student: nn.Module | None) -> tuple[Tensor, Tensor, list[Statistics]]:
         """One forward pass: images, total loss, and the batch's statistics."""
@@ -86,12 +88,16 @@ class Synthesiser:
             logits, bn_inputs = self.teacher.logits_and_bn_inputs(augmented)
             student_logits = None if student is None else student(augmented)
         statistics = [batch_statistics(features) for features in bn_inputs]
-        matching = batch_norm_matching(self._blended(statistics), self.wanted).to(logits.device)
-        loss = settings.batch_norm_weight * matching
-        loss = loss + settings.one_hot_weight * one_hot(logits, targets)
+        loss = self._likeness(images, statistics) + settings.one_hot_weight * one_hot(logits, targets)
         if student_logits is not None:
             loss = loss + settings.adversarial_weight * adversarial(logits, student_logits)
         return images.detach(), loss, statistics
+
+    def _likeness(self, images: Tensor, statistics: list[Statistics]) -> Tensor:
+        """The term that keeps images like those of the teacher's training: by its batch norms, or else by the prior."""
+        if not self.wanted:
+            return self.settings.prior_weight * image_prior(self.teacher.network.normalise(images))
+        return self.settings.batch_norm_weight * batch_norm_matching(self._blended(statistics), self.wanted)
 
     def _blended(self, statistics: list[Statistics]) -> list[Statistics]:
         """Statistics of the batch, mixed with those of the batches before; alone for the very first batch."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.pipeline.records import InputSpec
 from compress.pipeline.synthesis.losses import (
     Statistics,
     adversarial,
@@ -11,9 +12,12 @@ from compress.pipeline.synthesis.losses import (
     batch_statistics,
     blend,
     distillation,
+    image_prior,
+    octave_covariances,
     one_hot,
     stage_matching,
 )
+from compress.pipeline.teacher.noise import MEAN, STD, smooth_noise
 from tests.tiny import numerical_gradient
 
 
@@ -124,6 +128,84 @@ def test_a_network_without_batch_norm_costs_nothing() -> None:
 def test_layers_that_do_not_correspond_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="shorter"):
         batch_norm_matching([statistics([0.0], [1.0])], [])
+
+
+# The image prior
+
+
+def test_octaves_are_what_is_lost_when_images_are_halved() -> None:
+    # The mean of the first image is 0, and its values squared are 9 1 1 9; the second is 2 and nothing else.
+    images = torch.tensor([[[[3.0, 1.0], [-1.0, -3.0]]], [[[2.0, 2.0], [2.0, 2.0]]]])
+    lost, left = octave_covariances(images)
+    torch.testing.assert_close(lost, torch.tensor([[(9 + 1 + 1 + 9) / 8]]))
+    torch.testing.assert_close(left, torch.tensor([[(0 + 4) / 2]]))
+
+
+def test_blocks_of_two_pixels_are_all_in_the_second_octave() -> None:
+    blocks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None, None]
+    assert [covariance.item() for covariance in octave_covariances(blocks)] == [0, 1, 0]
+
+
+def test_octaves_share_out_the_covariance_of_the_pixels() -> None:
+    images = torch.randn(5, 3, 16, 8)
+    channels = images.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(
+        torch.stack(octave_covariances(images)).sum(0), channels @ channels.T / channels.shape[1], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("height", "width", "octaves"), [(1, 1, 0), (8, 8, 3), (7, 5, 2), (32, 20, 5), (1, 6, 2)])
+def test_images_of_any_size_have_octaves(height: int, width: int, octaves: int) -> None:
+    covariances = octave_covariances(torch.randn(2, 3, height, width))
+    assert [covariance.shape for covariance in covariances] == [(3, 3)] * (octaves + 1)
+
+
+def perfect(mean: float = 0.0, scale: float = 1.0) -> Tensor:
+    """Grey images of 2x2 pixels with a third of the variance in their one octave and two thirds in their means."""
+    detail = torch.tensor([[1.0, -1.0], [1.0, -1.0]]) / 3**0.5
+    return mean + scale * torch.stack([detail + (2 / 3) ** 0.5, detail - (2 / 3) ** 0.5])[:, None]
+
+
+def test_images_with_the_statistics_of_photographs_cost_nothing_and_pull_nowhere() -> None:
+    images = perfect().requires_grad_()
+    loss = image_prior(images)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss, images)
+    assert gradient.isfinite().all()
+
+
+def test_the_prior_grows_with_the_mean_and_with_what_the_variance_is_off() -> None:
+    assert image_prior(perfect(mean=0.3)).item() == pytest.approx(0.3, rel=1e-5)
+    # Both terms are off by the factor 2^2 - 1: 3 * 1/3 + 3 * 2/3
+    assert image_prior(perfect(scale=2.0)).item() == pytest.approx(3.0, rel=1e-5)
+
+
+def test_channels_should_be_correlated_but_not_the_same() -> None:
+    grey = perfect().expand(-1, 3, -1, -1)
+    # Six covariances of each octave are w instead of 0.9 w, and the shares w sum to 1.
+    assert image_prior(grey).item() == pytest.approx(0.1 * 6**0.5, rel=1e-5)
+
+
+def test_independent_channels_cost_more_than_equal_ones() -> None:
+    signs = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+    independent = torch.cat([perfect() * sign.view(1, 3, 1, 1) for sign in signs])
+    # Six covariances of each octave are 0 instead of 0.9 w.
+    assert image_prior(independent).item() == pytest.approx(0.9 * 6**0.5, rel=1e-5)
+
+
+def test_noise_as_smooth_as_photographs_is_nearer_to_the_prior_than_white_noise_and_flat_images() -> None:
+    images = InputSpec(channels=3, height=32, width=32, mean=(MEAN,) * 3, std=(STD,) * 3)
+    smooth = (smooth_noise(64, images) - MEAN) / STD
+    assert image_prior(smooth) < image_prior(torch.randn(64, 3, 32, 32))
+    assert image_prior(smooth) < image_prior(torch.randn(64, 3, 1, 1).expand(-1, -1, 32, 32))
+    assert image_prior(smooth) < image_prior(torch.zeros(64, 3, 32, 32))
+
+
+def test_the_gradient_of_the_prior_is_that_of_its_differences() -> None:
+    images = torch.randn(2, 2, 2, 2)
+    point = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(image_prior(point), point)
+    torch.testing.assert_close(gradient, numerical_gradient(image_prior, images), atol=1e-3, rtol=1e-2)
 
 
 # Classes

@@ -11,6 +11,7 @@ from compress.pipeline.synthesis.losses import (
     adversarial,
     batch_norm_matching,
     batch_statistics,
+    image_prior,
     one_hot,
 )
 from compress.pipeline.synthesis.synthesiser import Synthesiser, SyntheticBatch
@@ -293,13 +294,31 @@ def test_the_teacher_is_left_as_it_was() -> None:
 # Other teachers and devices
 
 
-def test_a_teacher_without_batch_norm_has_the_class_loss_only() -> None:
-    watched = synthesiser(teacher=tiny_teacher(batch_norm=False), one_hot_weight=1.0, steps=1, **STILL)
+def test_a_teacher_without_batch_norm_has_the_image_prior_in_its_place() -> None:
+    teacher = tiny_teacher(batch_norm=False)
+    watched = synthesiser(teacher=teacher, prior_weight=3.0, one_hot_weight=7.0, steps=1, **STILL)
     made = watched.make()
-    logits = tiny_teacher(batch_norm=False).logits(watched.seen[0][0])
-    assert made.loss == pytest.approx(one_hot(logits, made.targets).item())
+    images = watched.seen[0][0]
+    expected = 3 * image_prior(teacher.network.normalise(images)) + 7 * one_hot(teacher.logits(images), made.targets)
+    assert made.loss == pytest.approx(expected.item(), rel=1e-5)
     assert not watched.running
     watched.make()
+
+
+def test_the_image_prior_makes_images_more_like_photographs() -> None:
+    teacher = tiny_teacher(batch_norm=False)
+
+    def distance(weight: float) -> float:
+        made = synthesiser(teacher=teacher, prior_weight=weight, steps=40).make()
+        return image_prior(teacher.network.normalise(made.images / 255)).item()
+
+    assert distance(10.0) < 0.6 * distance(0.0)
+
+
+def test_where_there_is_batch_norm_the_image_prior_plays_no_part() -> None:
+    without, with_it = (synthesiser(prior_weight=weight).make() for weight in (0.0, 1000.0))
+    assert torch.equal(without.images, with_it.images)
+    assert without.loss == with_it.loss
 
 
 def test_bf16_makes_images_alike() -> None:

@@ -21,8 +21,7 @@ def test_without_any_word_the_usual_values_count_and_the_record_says_so() -> Non
         width=32,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        source="size from what is usual for the architecture; "
-        "mean and std from ImageNet, for want of better knowledge",
+        source="size from what is usual for the architecture; mean and std from ImageNet, for want of better knowledge",
     )
 
 
