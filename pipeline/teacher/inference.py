@@ -104,6 +104,9 @@ def _verify(candidate: Candidate, shapes: Shapes) -> None:
         if name in expected and shapes[original] != expected[name]
     )
     distance = len(left_over) + len(missing) + len(differing)
+    if len(given) < len(shapes):
+        doubles = tuple(original for original in shapes if original not in given.values())
+        raise NotInFamily(title, "another tensor is in the place of", doubles, distance=len(doubles) + distance)
     if left_over:
         raise NotInFamily(title, "it has no place for", left_over, distance=distance)
     if missing:

@@ -310,3 +310,13 @@ def test_all_candidates_that_fit_are_given_and_others_left_out() -> None:
         return [Candidate(each, {name: name for name in shapes}, ()) for each in (smaller, spec, spec)]
 
     assert [candidate.spec for candidate in recognise(shapes, "t.pt", [family])] == [spec, spec]
+
+
+def test_two_tensors_in_one_place_are_no_fit() -> None:
+    shapes = expected_shapes(tiny_spec()) | {"copy.weight": (3, 8)}
+
+    def family(shapes: Shapes) -> list[Candidate]:
+        return [Candidate(tiny_spec(), {name: name.replace("copy", "fc") for name in shapes}, ())]
+
+    with pytest.raises(InputError, match=r"another tensor is in the place of: fc\.weight"):
+        recognise(shapes, "t.pt", [family])

@@ -12,7 +12,8 @@ from compress.pipeline.teacher.model import BatchNormStatistics, Teacher
 TOPIC = "batch norm"
 
 FALLBACK = (
-    "Synthesis falls back on an image prior in place of the batch-norm term; expect a clearly less faithful student."
+    "Synthesis falls back on an image prior and dead leaves in place of the batch-norm term; expect a less faithful "
+    "student, and probes that flatter it."
 )
 """What happens to teachers without batch norm, and what it costs."""
 
