@@ -95,7 +95,7 @@ class Teacher:
 
 
 def _present(statistic: Tensor | None) -> Tensor:
-    """A running statistic; only batch norms that track none, which no teacher has, would give None."""
+    """A running statistic; batch norms that track none are never among those of a teacher."""
     if statistic is None:
         raise TypeError("a teacher's batch norms track their statistics")
     return statistic
