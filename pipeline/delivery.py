@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from compress.exporters.bundle import deliver, write_manifest
-from compress.pipeline.distill import PROBES_FILE, STUDENT_FILE
+from compress.pipeline.distillation.stage import PROBES_FILE, STUDENT_FILE
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import (
     DistillRecord,

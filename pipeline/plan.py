@@ -6,12 +6,12 @@ import torch
 
 from compress.exporters.targets import load_target
 from compress.pipeline.device import choose_compute
-from compress.pipeline.distill import speed_here
+from compress.pipeline.distillation.schedule import expected_seconds, plan_schedule
+from compress.pipeline.distillation.stage import speed_here
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.probes import with_enough_probes
 from compress.pipeline.records import Finding, Record
-from compress.pipeline.schedule import expected_seconds, plan_schedule
 from compress.pipeline.settings import Settings
 from compress.pipeline.steps import distillation_budget
 from compress.pipeline.students import plan_student

@@ -10,10 +10,10 @@ from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.runners import EngineRunner, OnnxRunner, Runner, TorchRunner, median_latency_ms
 from compress.exporters.targets import Precision
 from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
-from compress.pipeline.checkpoint import RESUME_FILES, write_tensors
 from compress.pipeline.device import derived_seed
-from compress.pipeline.distill import POOL_FILE, PROBES_FILE, STUDENT_FILE
-from compress.pipeline.distill import distill as distill_student
+from compress.pipeline.distillation.checkpoint import RESUME_FILES
+from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE
+from compress.pipeline.distillation.stage import distill as distill_student
 from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.quantize import quantize as quantize_student
@@ -30,6 +30,7 @@ from compress.pipeline.records import (
 )
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
+from compress.pipeline.tensor_files import write_tensors
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
     QUANTIZED_FILE,

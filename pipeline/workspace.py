@@ -14,7 +14,7 @@ from compress.exporters.bundle import sha256_of
 from compress.exporters.qdq import insert_fake_quantization
 from compress.exporters.targets import Target, load_target
 from compress.pipeline.device import Compute, choose_compute
-from compress.pipeline.distill import PROBES_FILE, STUDENT_FILE
+from compress.pipeline.distillation.stage import PROBES_FILE, STUDENT_FILE
 from compress.pipeline.lte import Encoder, find_encoder
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised

@@ -6,18 +6,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.exporters.bundle import write_file
-from compress.pipeline import checkpoint
-from compress.pipeline.checkpoint import (
+from compress.pipeline.distillation import checkpoint
+from compress.pipeline.distillation.checkpoint import (
     INDEX,
     load_checkpoint,
     momentum_of,
-    prefixed,
     remove_checkpoint,
     restore_momentum,
     save_checkpoint,
-    under,
-    write_tensors,
 )
+from compress.pipeline.tensor_files import prefixed, under, write_tensors
 from tests.tiny import copied, same_tensors
 
 TENSORS = {"student.weight": torch.arange(6.0).view(2, 3), "counter": torch.tensor(7)}

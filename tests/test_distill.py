@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from compress.pipeline import distill as module
 from compress.pipeline import probes
-from compress.pipeline.checkpoint import INDEX, RESUME_FILES
 from compress.pipeline.device import Compute
-from compress.pipeline.distill import POOL_FILE, PROBES_FILE, STUDENT_FILE, distill, speed_here
-from compress.pipeline.learner import Learner, Monitor
+from compress.pipeline.distillation import loop
+from compress.pipeline.distillation import stage as module
+from compress.pipeline.distillation.checkpoint import INDEX, RESUME_FILES
+from compress.pipeline.distillation.learner import Learner, Monitor
+from compress.pipeline.distillation.schedule import Schedule, Speed, cosine
+from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE, distill, speed_here
 from compress.pipeline.networks import NetworkSpec, build
 from compress.pipeline.networks.convnext import ConvNeXtSpec
 from compress.pipeline.networks.normalised import Normalised
@@ -23,7 +25,6 @@ from compress.pipeline.networks.resnet import ResNetSpec
 from compress.pipeline.networks.vit import ViTSpec
 from compress.pipeline.probes import Probes, held_out_images, teacher_logits
 from compress.pipeline.records import DistillRecord
-from compress.pipeline.schedule import Schedule, Speed, cosine
 from compress.pipeline.settings import Settings, StudentSettings, merge
 from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan, inheriting_student, plan_student
@@ -229,10 +230,10 @@ def test_the_generator_is_replaced_when_its_life_is_over_and_when_learning_begin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, life: int, expected: list[int]
 ) -> None:
     renewed: list[int] = []
-    renew, run_round = Synthesiser.renew, module.Distillation.run_round
+    renew, run_round = Synthesiser.renew, loop.Distillation.run_round
     current = [-1]
 
-    def watched_round(self: module.Distillation, number: int, *rest: Any) -> Any:
+    def watched_round(self: loop.Distillation, number: int, *rest: Any) -> Any:
         current[0] = number
         return run_round(self, number, *rest)
 
@@ -240,7 +241,7 @@ def test_the_generator_is_replaced_when_its_life_is_over_and_when_learning_begin
         renewed.append(current[0])
         renew(self)
 
-    monkeypatch.setattr(module.Distillation, "run_round", watched_round)
+    monkeypatch.setattr(loop.Distillation, "run_round", watched_round)
     monkeypatch.setattr(Synthesiser, "renew", watched_renew)
     rounds = {"warmup_rounds": 3, "rounds": 4}
     run(tmp_path, distill=rounds, synthesis=LITTLE | {"generator_life": life})
@@ -399,7 +400,7 @@ def interrupted_call(function: Callable[..., Any], call: int) -> Callable[..., A
         (Synthesiser, "make", 2, ROUNDS),  # while the monitor is made
         (Synthesiser, "make", 6, ROUNDS - 1),  # in the second round, half of its images there
         (Learner, "step", 4, 2),  # in the second round of learning
-        (module, "save_checkpoint", 5, 1),  # a chunk of the pool written, and no checkpoint
+        (loop, "save_checkpoint", 5, 1),  # a chunk of the pool written, and no checkpoint
         (module, "make_probes", 1, 0),  # when all is learned
         (module, "DistillRecord", 1, 0),  # with all results written
     ],

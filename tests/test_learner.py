@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.pipeline import learner as module
-from compress.pipeline.learner import Learner, Monitor
+from compress.pipeline.distillation import learner as module
+from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import StudentSettings
 from compress.pipeline.students import plan_student
+from compress.pipeline.students.unfolding import unfolded
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.teacher import Teacher, open_teacher
-from compress.pipeline.unfolding import unfolded
 from tests.networks import folded
 from tests.tiny import CPU, blobs, copied, record_of, same_tensors, tiny_settings, tiny_spec, tiny_teacher
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from compress.exporters.targets import load_target
+from compress.pipeline.distillation.schedule import Speed
 from compress.pipeline.errors import InputError
 from compress.pipeline.plan import Plan, make_plan
-from compress.pipeline.schedule import Speed
 from compress.pipeline.settings import Settings, resolve_settings
 from tests.command import LABELS, compress
 

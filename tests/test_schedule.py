@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from compress.pipeline.schedule import (
+from compress.pipeline.distillation.schedule import (
     Schedule,
     Speed,
     cosine,

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from compress.exporters.folding import fold_batch_norm
 from compress.pipeline.networks.resnet import ResNet
-from compress.pipeline.unfolding import FILTER_LENGTH, settle, unfolded
+from compress.pipeline.students.unfolding import FILTER_LENGTH, settle, unfolded
 from tests.networks import folded, unsettle
 from tests.tiny import copied, same_tensors, tiny_spec
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from compress.pipeline.checkpoint import write_tensors
+from compress.pipeline.tensor_files import write_tensors
 
 NO_CLASS = -1
 """Of an image that was made for none."""

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from compress.exporters.bundle import sha256_of, write_file
+from compress.pipeline.tensor_files import write_tensors
 
 INDEX = "checkpoint.index"
 
@@ -65,23 +66,6 @@ def restore_momentum(optimiser: torch.optim.SGD, buffers: Mapping[str, Tensor]) 
         parameter = parameters[int(index)]
         # Laid out in memory as the parameter is, as the optimiser's own buffers are.
         optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, all of it or nothing; the package's own writer reports a full disk as no `OSError`."""
-    write_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-
-
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under `prefix.name`."""
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under `prefix.`, without it."""
-    return {
-        name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
-    }
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:

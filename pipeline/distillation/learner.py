@@ -11,10 +11,10 @@ from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan, build_student, inherit_weights
+from compress.pipeline.students.unfolding import settle, unfolded
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.teacher import Teacher
-from compress.pipeline.unfolding import settle, unfolded
 
 
 @dataclass(frozen=True, slots=True)

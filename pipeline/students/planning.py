@@ -16,8 +16,8 @@ from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import PadShortcut, ResNet, ResNetSpec
 from compress.pipeline.records import TeacherRecord
 from compress.pipeline.settings import StudentSettings, nearest
+from compress.pipeline.students.unfolding import unfolded
 from compress.pipeline.teacher import Teacher
-from compress.pipeline.unfolding import unfolded
 
 SMALL_INPUT = 64
 """Pixels up to which a network keeps full resolution in its first stage."""
