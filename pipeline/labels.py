@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.pipeline.errors import InputError, UsageError
+from compress.pipeline.settings import Synonyms
 
 MAX_FILE_BYTES = 10_000_000
 MAX_NAME_CHARACTERS = 200
@@ -57,8 +58,8 @@ def label_text(label: str) -> str:
     return " ".join(label.replace("_", " ").replace("-", " ").split()) or label
 
 
-def label_texts(labels: Sequence[str]) -> tuple[str, ...]:
-    """What of each class name is embedded: words alone, and of several synonyms as few as tell the classes apart.
+def label_texts(labels: Sequence[str], synonyms: Synonyms = "fewest") -> tuple[str, ...]:
+    """What of each class name is embedded: words alone, and of several synonyms as few as tell the classes apart, or all.
 
     Numbers in front are left out where they only count the lines, and identifiers of WordNet where names follow. What
     stands behind a comma is taken for a synonym where most lines have a comma, or where identifiers show that the names
@@ -67,7 +68,8 @@ def label_texts(labels: Sequence[str]) -> tuple[str, ...]:
     lines = _without_numbers(labels)
     names = [_SYNSET.sub(r"\g<name>", line) for line in lines]
     of_wordnet = any(name != line for name, line in zip(names, lines, strict=True))
-    if of_wordnet or 2 * sum("," in name for name in names) > len(names):
+    several = of_wordnet or 2 * sum("," in name for name in names) > len(names)
+    if several and synonyms == "fewest":
         names = _told_apart([_synonyms(name) for name in names])
     return tuple(label_text(name) for name in names)
 

@@ -23,6 +23,7 @@ from compress.pipeline.errors import InputError, MissingResourceError, UnsafeInp
 from compress.pipeline.label_findings import carried_finding, closest_pairs, name_findings
 from compress.pipeline.labels import label_texts
 from compress.pipeline.records import EmbeddingRecord
+from compress.pipeline.settings import Synonyms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,6 +89,7 @@ def embed_labels(
     *,
     encoder: str | None,
     prompt: str = DEFAULT_PROMPT,
+    synonyms: Synonyms = "fewest",
     allow_download: bool = False,
     carried: tuple[str, ...] = (),
 ) -> tuple[NDArray[np.float32], EmbeddingRecord]:
@@ -97,6 +99,7 @@ def embed_labels(
         labels: the class names; what `label_texts` makes of each takes the place of `{label}` in the prompt.
         encoder: as in `find_encoder`.
         prompt: the sentence around a class name.
+        synonyms: as in `label_texts`.
         allow_download: as in `find_encoder`.
         carried: class names that the checkpoint itself gives, to compare with.
 
@@ -107,7 +110,7 @@ def embed_labels(
     if "{label}" not in prompt:
         raise UsageError(f"The prompt {prompt!r} has no {{label}} in it.", f"The default is {DEFAULT_PROMPT!r}.")
     found = find_encoder(encoder, allow_download=allow_download)
-    texts = label_texts(labels)
+    texts = label_texts(labels, synonyms)
     embeddings = _embed_texts(found, [prompt.replace("{label}", text) for text in texts])
     if not np.isfinite(embeddings).all():
         raise InputError(f"The text encoder {found.name} answers with values that are no numbers.")

@@ -71,6 +71,7 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
         labels,
         encoder=embed.text_encoder,
         prompt=embed.prompt,
+        synonyms=embed.synonyms,
         allow_download=embed.allow_download,
         carried=record.labels,
     )

@@ -20,6 +20,9 @@ from compress.pipeline.setting_errors import refusal
 ENVIRONMENT_PREFIX = "COMPRESS_"
 DEFAULT_RECIPE = "default"
 
+LatentSource = Literal["noisy_layer", "direct"]
+Synonyms = Literal["fewest", "all"]
+
 
 class Section(BaseModel):
     """A group of settings: immutable, and closed to unknown keys."""
@@ -49,6 +52,8 @@ class EmbedSettings(Section):
     """A local folder, or a name in the local Hugging Face cache; by default the encoder of the extra `encoder`."""
     prompt: str = Field(default="a photo of a {label}", pattern=r"\{label\}")
     """The text that is embedded for each class; `{label}` stands for its name."""
+    synonyms: Synonyms = "fewest"
+    """Of names such as `tench, Tinca tinca`: as few as tell the classes apart, or all."""
     allow_download: bool = False
     """Let a model hub be asked for the encoder; otherwise nothing ever goes to the network."""
 
@@ -58,6 +63,8 @@ class StudentSettings(Section):
 
     name: str = "auto"
     """`auto`, `inherit-3-3-3` (that many of the teacher's blocks a stage) or a name of the zoo such as `resnet20`."""
+    inherit: bool = True
+    """Whether `auto` may take a student that starts from the teacher's blocks; otherwise its weights are random."""
     max_parameter_ratio: float = Field(default=1 / 3, gt=0, le=1)
     """`auto` takes the largest student with at most this share of the teacher's parameters."""
 
@@ -87,10 +94,12 @@ class SynthesisSettings(Section):
     """Rounds after which the generator is replaced by a fresh one."""
     latent: int = Field(default=1000, ge=1)
     """Outputs of the noisy layer."""
+    latent_source: LatentSource = "noisy_layer"
+    """What they come from: a random linear layer, or drawn directly with the same covariance, to tell what it is good for."""
     generator_width: int = Field(default=64, ge=8)
     """Channels of the generator's last stage; the earlier ones have twice as many."""
-    max_noisy_layers: int = Field(default=64, ge=1)
-    """Bound on noisy layers, which otherwise grow with batch size over number of classes."""
+    max_noisy_layers: int | None = Field(default=64, ge=1)
+    """Bound on noisy layers, which otherwise grow with batch size over number of classes; null sets none."""
     crop_padding: int | None = Field(default=None, ge=0)
     """Pixels that random crops may shift by; by default an eighth of the image."""
     flip: bool | None = None
@@ -120,6 +129,8 @@ class DistillSettings(Section):
     """For a student that starts from the teacher's own blocks."""
     final_learning_rate: float = Field(default=2e-4, ge=0)
     """Where the cosine ends."""
+    anneal: Literal["step", "round"] = "step"
+    """How often the learning rate follows the cosine: with every student step, or with every round."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of stochastic gradient descent."""
     weight_decay: float = Field(default=1e-4, ge=0)
@@ -130,8 +141,8 @@ class DistillSettings(Section):
     """Weight of matching the teacher's stage outputs, where the student has stages of the same shapes."""
     average_decay: float = Field(default=0.98, ge=0, lt=1)
     """Decay per step of the running average of the student's weights, which is what is shipped; 0 ships the last."""
-    pool_limit: int = Field(default=50_000, ge=4)
-    """Images the pool holds; beyond it the oldest leave."""
+    pool_limit: int | None = Field(default=50_000, ge=4)
+    """Images the pool holds; beyond it the oldest leave. With null none ever does."""
 
 
 class ProbeSettings(Section):

@@ -69,13 +69,20 @@ def embed(space: Workspace, labels: tuple[str, ...]) -> EmbeddingRecord:
     """Class names to label-text embeddings."""
     asked = space.settings.embed
     carried = space.teacher.record.labels
-    inputs = {"labels": labels, "carried": carried, "encoder": space.encoder.sha256, "prompt": asked.prompt}
+    inputs = {
+        "labels": labels,
+        "carried": carried,
+        "encoder": space.encoder.sha256,
+        "prompt": asked.prompt,
+        "synonyms": asked.synonyms,
+    }
 
     def produce(folder: Path) -> EmbeddingRecord:
         embeddings, record = embed_labels(
             labels,
             encoder=asked.text_encoder,
             prompt=asked.prompt,
+            synonyms=asked.synonyms,
             allow_download=asked.allow_download,
             carried=carried,
         )

@@ -2,12 +2,14 @@ import itertools
 import time
 
 import pytest
+import torch
 
 from compress.pipeline.distillation.schedule import (
     Schedule,
     Speed,
     cosine,
     expected_seconds,
+    learning_rate,
     plan_schedule,
     replan,
     seconds_for,
@@ -112,6 +114,28 @@ def test_the_cosine_falls_from_first_to_last() -> None:
 
 def test_the_cosine_stays_at_its_end() -> None:
     assert cosine(101, 100, 0.1, 0.002) == pytest.approx(0.002)
+
+
+def test_the_learning_rate_follows_the_cosine_by_the_step_or_by_the_round() -> None:
+    # Two rounds of two steps from 0.3 to 0.1: cos is 1, sqrt(1/2), 0 and -sqrt(1/2) at the four steps.
+    by_step = DistillSettings(kd_steps=2, final_learning_rate=0.1, anneal="step")
+    by_round = by_step.model_copy(update={"anneal": "round"})
+    assert [learning_rate(step, 2, by_step, 0.3) for step in range(4)] == pytest.approx(
+        [0.3, 0.2 + 0.1 * 0.5**0.5, 0.2, 0.2 - 0.1 * 0.5**0.5]
+    )
+    assert [learning_rate(step, 2, by_round, 0.3) for step in range(4)] == pytest.approx([0.3, 0.3, 0.2, 0.2])
+
+
+def test_annealed_by_the_round_the_rate_is_that_of_torch_stepped_once_an_epoch() -> None:
+    # As the published code does: 300 epochs of learning, from 0.2 down to 2e-4.
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300, eta_min=2e-4)
+    settings = DistillSettings(kd_steps=400, anneal="round")
+    for epoch in range(300):
+        for step in (400 * epoch, 400 * epoch + 399):
+            assert learning_rate(step, 300, settings, 0.2) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)
+        optimiser.step()
+        scheduler.step()
 
 
 def test_seconds_are_the_mean_over_calls_after_one_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

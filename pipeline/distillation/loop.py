@@ -23,14 +23,14 @@ from compress.pipeline.distillation.checkpoint import (
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.schedule import (
     Schedule,
-    cosine,
+    learning_rate,
 )
 from compress.pipeline.records import HistoryPoint
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.dead_leaves import dead_leaves
 from compress.pipeline.synthesis.losses import Statistics
-from compress.pipeline.synthesis.pool import NO_CLASS, ImagePool, as_bytes
+from compress.pipeline.synthesis.pool import NO_CLASS, NO_LIMIT, ImagePool, as_bytes
 from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import prefixed, under, write_tensors
@@ -54,7 +54,7 @@ class Distillation:
         self.learner = Learner(teacher, plan, settings, compute)
         torch.manual_seed(derived_seed(settings.seed, "generator"))
         self.synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
-        self.pool = ImagePool(settings.distill.pool_limit)
+        self.pool = ImagePool(settings.distill.pool_limit or NO_LIMIT)
         self.best: dict[str, Tensor] = {}
         self.best_agreement = -1.0
         self.history: list[HistoryPoint] = []
@@ -72,7 +72,7 @@ class Distillation:
             self.synthesiser.renew()
         synthesis_loss = self._fill_pool(number, learning >= 0)
         kd_loss, agreement = float("nan"), None
-        if learning == 0:
+        if learning == 0 and learner.plan.inherited:
             learner.recalibrate(self.pool.images)
         if learning >= 0:
             losses = [learner.step(*lesson) for lesson in self._lessons(learning, schedule.rounds)]
@@ -168,12 +168,11 @@ class Distillation:
 
     def _lessons(self, learning: int, rounds: int) -> Iterator[tuple[Tensor, float]]:
         settings = self.settings.distill
-        steps = rounds * settings.kd_steps
         for step in range(learning * settings.kd_steps, (learning + 1) * settings.kd_steps):
             images = self.synthesiser.augmentation(self.pool.sample(settings.batch_size))
             yield (
                 images.contiguous(memory_format=torch.channels_last),
-                cosine(step, steps, self.learner.first_rate, settings.final_learning_rate),
+                learning_rate(step, rounds, settings, self.learner.first_rate),
             )
 
     def _keep_best(self, agreement: float) -> None:

@@ -114,6 +114,18 @@ def cosine(step: int, steps: int, first: float, last: float) -> float:
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
 
 
+def learning_rate(step: int, rounds: int, settings: DistillSettings, first: float) -> float:
+    """Learning rate of a student step, counted from 0, that is one of `rounds * kd_steps`.
+
+    The cosine begins at `first`. Annealed by the round, all steps of a round share the rate of its first one, as in the
+    published code, whose rounds are called epochs.
+    """
+    steps = settings.kd_steps
+    return cosine(
+        step - step % steps if settings.anneal == "round" else step, rounds * steps, first, settings.final_learning_rate
+    )
+
+
 def seconds_for(work: Callable[[], object], compute: Compute, repeats: int = 2) -> float:
     """Mean wall time of one call over `repeats`, after one to warm up."""
     work()

@@ -58,6 +58,8 @@ def plan_student(teacher: TeacherRecord, settings: StudentSettings) -> StudentPl
     if settings.name != "auto":
         return _named(settings.name, teacher, candidates)
     limit = settings.max_parameter_ratio * teacher.parameters
+    if not settings.inherit:
+        candidates = [plan for plan in candidates if not plan.inherited]
     fitting = [plan for plan in candidates if plan.parameters <= limit]
     if not fitting:
         smallest = min(candidates, key=lambda plan: plan.parameters)

@@ -1,47 +1,19 @@
-"""NAYER's generator: the label's text embedding goes in, and the randomness sits in a noisy layer.
+"""NAYER's generator: classes go in, random latents are made of them, and images come out.
 
-Source: NAYER (Tran et al., CVPR 2024), section 3.2 and figure 2; the layers are those of its published code for 32 and
-64 px, with the start size and the number of upsamplings worked out for any other image size.
+Source: NAYER (Tran et al., CVPR 2024), section 3.2 and figure 2; the layers are those of its published code for images
+of 32 and 64 px and, deeper, of 224 px, with start size and number of upsamplings worked out for any other size.
 """
 
 import math
+from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, sigmoid
 
+from compress.pipeline.settings import LatentSource
+from compress.pipeline.synthesis.latents import DirectLatents, NoisyLayers
 
-class NoisyLayers(nn.Module):
-    """`[N, dimension]` to `[N, latent]`: batch norm, then linear layers that are drawn anew for every batch of images.
-
-    Rows `i * K .. (i + 1) * K - 1` of a batch, one of each class, go through layer `i`, so that one layer of noise
-    serves K labels ("K-to-1"). With more rows than layers the layers are used in turn.
-    """
-
-    def __init__(self, dimension: int, latent: int, num_classes: int, layers: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.norm = nn.BatchNorm1d(dimension)
-        self.weight = nn.Parameter(torch.empty(layers, dimension, latent))
-        self.bias = nn.Parameter(torch.empty(layers, latent))
-        self.redraw()
-
-    @torch.no_grad()
-    def redraw(self) -> None:
-        """New noise: weights from N(0, 1), biases 0."""
-        # Drawn on the CPU, so that every device sees the same noise.
-        self.weight.copy_(torch.randn(self.weight.shape))
-        self.bias.zero_()
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        rows = self.norm(embeddings)
-        block = self.num_classes
-        blocks = [
-            torch.addmm(
-                self.bias[index % len(self.weight)], rows[start : start + block], self.weight[index % len(self.weight)]
-            )
-            for index, start in enumerate(range(0, len(rows), block))
-        ]
-        return torch.cat(blocks)
+LARGEST_START = 16
+"""Pixels that the first map measures at most: the linear layer before it grows with their square."""
 
 
 class Generator(nn.Module):
@@ -54,57 +26,62 @@ class Generator(nn.Module):
         size: height and width of the images.
         channels: 1 or 3.
         layers: noisy layers, see `noisy_layers_for`.
-        latent: what a noisy layer puts out.
-        width: channels of the last stage; the stages before have twice as many.
+        latent: values that each image is made from.
+        width: channels of the last stage; the first ones have twice as many.
+        latent_source: `noisy_layer`, as published, or `direct`, see `DirectLatents`.
     """
 
-    embeddings: Tensor
-
     def __init__(
-        self, embeddings: Tensor, size: tuple[int, int], channels: int, *, layers: int, latent: int, width: int
+        self,
+        embeddings: Tensor,
+        size: tuple[int, int],
+        channels: int,
+        *,
+        layers: int,
+        latent: int,
+        width: int,
+        latent_source: LatentSource = "noisy_layer",
     ) -> None:
         super().__init__()
-        self.register_buffer("embeddings", embeddings, persistent=False)
         self.size = size
         doublings = upsamplings_for(max(size))
         self.start = tuple(math.ceil(side / 2**doublings) for side in size)
-        self.noisy = NoisyLayers(embeddings.shape[1], latent, len(embeddings), layers)
+        self.noisy = (NoisyLayers if latent_source == "noisy_layer" else DirectLatents)(embeddings, latent, layers)
         self.project = nn.Linear(latent, 2 * width * self.start[0] * self.start[1])
-        self.images = nn.Sequential(
-            nn.BatchNorm2d(2 * width), *_stages(doublings, width), nn.Conv2d(width, channels, 3, padding=1)
-        )
+        stages = _shallow(width) if doublings == 2 else _deep(doublings, width)
+        self.images = nn.Sequential(*stages, nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, targets: Tensor) -> Tensor:
-        maps = self.project(self.noisy(self.embeddings[targets])).unflatten(1, (-1, *self.start))
-        images = torch.sigmoid(self.images(maps).float())
+        maps = self.project(self.noisy(targets)).unflatten(1, (-1, *self.start))
+        images = sigmoid(self.images(maps).float())
         return images[:, :, : self.size[0], : self.size[1]]
 
 
-def _stages(doublings: int, width: int) -> list[nn.Module]:
-    """Upsample twice, then 3x3 convolution, batch norm and LeakyReLU; the first ones have `2 * width` channels."""
-    stages: list[nn.Module] = []
-    for index in range(doublings):
-        before, after = (2 * width, 2 * width if index < doublings - 1 else width)
-        stages += [
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(before, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.LeakyReLU(0.2),
-        ]
-    return stages
-
-
 def upsamplings_for(side: int) -> int:
-    """Doublings between the generator's first map and an image: 2 up to 64 px, as published, 4 for larger ones."""
-    return 2 if side <= 64 else 4
+    """Doublings between the generator's first map and images with this longer side.
+
+    As published, 2 up to 64 px and 4 at 224 px; beyond 256 px as many as keep the first map at `LARGEST_START`.
+    """
+    if side <= 4 * LARGEST_START:
+        return 2
+    return max(4, math.ceil(math.log2(side / LARGEST_START)))
 
 
-def noisy_layers_for(batch_size: int, num_classes: int, most: int) -> int:
-    """`ceil(batch_size / num_classes)` noisy layers, one for each block of classes, but not more than `most`."""
-    return min(math.ceil(batch_size / num_classes), most)
+def _shallow(width: int) -> list[nn.Module]:
+    """Batch norm, then two upsamplings; for images up to 64 px."""
+    return [nn.BatchNorm2d(2 * width), *_upsampled(2 * width, 2 * width), *_upsampled(2 * width, width)]
 
 
-def balanced_targets(batch_size: int, num_classes: int) -> Tensor:
-    """Classes `[batch_size]`: as many whole runs of 0..K-1 as fit, and random ones for what is left over."""
-    whole = torch.arange(num_classes).repeat(batch_size // num_classes)
-    return torch.cat([whole, torch.randint(num_classes, (batch_size % num_classes,))])
+def _deep(doublings: int, width: int) -> list[nn.Module]:
+    """A convolution, then all upsamplings, the first one still with `2 * width` channels; for larger images."""
+    channels = [2 * width, 2 * width, *[width] * (doublings - 1)]
+    stages = [stage for before, after in pairwise(channels) for stage in _upsampled(before, after)]
+    return [*_convolution(2 * width, 2 * width), *stages]
+
+
+def _upsampled(before: int, after: int) -> list[nn.Module]:
+    return [nn.Upsample(scale_factor=2), *_convolution(before, after)]
+
+
+def _convolution(before: int, after: int) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]

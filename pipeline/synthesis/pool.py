@@ -11,6 +11,9 @@ from compress.pipeline.tensor_files import write_tensors
 NO_CLASS = -1
 """Of an image that was made for none."""
 
+NO_LIMIT = 2**62
+"""Of a pool that keeps everything."""
+
 
 class ImagePool:
     """Images `[N, C, H, W]` uint8 and the classes `[N]` they were made for, on one device; the oldest leave first."""
@@ -39,7 +42,7 @@ class ImagePool:
         write_tensors(path, {"images": self.images, "targets": self.targets})
 
     @classmethod
-    def load(cls, path: Path, limit: int = 2**62) -> "ImagePool":
+    def load(cls, path: Path, limit: int = NO_LIMIT) -> "ImagePool":
         """Read what `save` wrote."""
         pool, tensors = cls(limit), load_file(path)
         pool.add(tensors["images"], tensors["targets"])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from compress.pipeline.device import Compute, on_device
 from compress.pipeline.settings import SynthesisSettings
 from compress.pipeline.synthesis.augment import Augmentation
-from compress.pipeline.synthesis.generator import Generator, balanced_targets, noisy_layers_for
+from compress.pipeline.synthesis.generator import Generator
+from compress.pipeline.synthesis.latents import balanced_targets, noisy_layers_for
 from compress.pipeline.synthesis.losses import (
     Statistics,
     adversarial,
@@ -119,6 +120,7 @@ class Synthesiser:
             layers=noisy_layers_for(settings.batch_size, len(self.embeddings), settings.max_noisy_layers),
             latent=settings.latent,
             width=settings.generator_width,
+            latent_source=settings.latent_source,
         )
         return on_device(generator, self.compute).train()
 

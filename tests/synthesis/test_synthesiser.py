@@ -212,9 +212,13 @@ def test_all_of_the_generator_is_trained_and_stays_in_training_mode() -> None:
     assert all(module.training for module in watched.generator.modules())
 
 
+def noisy_layers(**settings: Any) -> int:
+    return len(synthesiser(batch_size=12, **settings).generator.get_parameter("noisy.weight"))
+
+
 def test_few_classes_do_not_make_noisy_layers_without_end() -> None:
-    assert len(synthesiser(batch_size=12, max_noisy_layers=2).generator.noisy.weight) == 2
-    assert len(synthesiser(batch_size=12).generator.noisy.weight) == 3
+    assert noisy_layers(max_noisy_layers=2) == 2
+    assert noisy_layers(max_noisy_layers=3) == noisy_layers(max_noisy_layers=None) == 3
 
 
 # Seeds
