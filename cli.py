@@ -130,7 +130,9 @@ def run_command(
     student: Annotated[
         str | None, typer.Option(help="auto, a name such as resnet20, or inherit-3-3-3. Default: auto.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="How to distil: default or smoke.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="How to distil: default, smoke, imagenet or paper-cifar10, see docs/recipes.md.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole command, such as 90s, 15m or 1.5h.")] = None,
     input_size: InputSize = None,
     mean: Mean = None,

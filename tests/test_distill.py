@@ -283,11 +283,39 @@ def test_the_student_of_the_best_moment_is_shipped_and_later_ones_win_ties(
     assert same_tensors(load_file(tmp_path / STUDENT_FILE), moments[best])
 
 
-@pytest.mark.parametrize("limit", [5, 30, 100])
-def test_the_pool_keeps_to_its_limit(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize(("student", "times"), [("inherit-1-1", 1), ("resnet8-w0.5", 0)])
+def test_only_a_student_that_lost_blocks_has_its_statistics_estimated_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, times: int
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(Learner, "recalibrate", lambda self, images: calls.append(len(images)))
+    run(tmp_path, student=student, synthesis=LITTLE)
+    assert calls == [2 * 2 * 4 + 4] * times  # with the images of the warm-up and of the first round of learning
+
+
+@pytest.mark.parametrize("anneal", ["step", "round"])
+def test_the_rate_is_annealed_by_the_step_or_by_the_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anneal: str
+) -> None:
+    rates: list[float] = []
+    step = Learner.step
+
+    def watched(self: Learner, images: Tensor, rate: float) -> Tensor:
+        rates.append(rate)
+        return step(self, images, rate)
+
+    monkeypatch.setattr(Learner, "step", watched)
+    ends = {"inherited_learning_rate": 0.06, "final_learning_rate": 0.001, "anneal": anneal}
+    run(tmp_path, distill={"warmup_rounds": 1, "rounds": 2, "kd_steps": 2} | ends, synthesis=LITTLE)
+    steps = [0, 1, 2, 3] if anneal == "step" else [0, 0, 2, 2]
+    assert rates == [cosine(number, 4, 0.06, 0.001) for number in steps]
+
+
+@pytest.mark.parametrize("limit", [5, 30, 100, None])
+def test_the_pool_keeps_to_its_limit(tmp_path: Path, limit: int | None) -> None:
     record, _ = run(tmp_path, distill={"warmup_rounds": 2, "rounds": 2, "pool_limit": limit})
     # Two rounds of two batches and two of one: 72 images, if there is room.
-    expected = [min(limit, images) for images in (24, 48, 60, 72)]
+    expected = [min(limit or 100, images) for images in (24, 48, 60, 72)]
     assert [point.pool_images for point in record.history] == expected
     assert len(ImagePool.load(tmp_path / POOL_FILE)) == record.pool_images == expected[-1]
 

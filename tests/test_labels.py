@@ -148,3 +148,18 @@ def test_numbers_and_commas_that_belong_to_a_name_stay(labels: tuple[str, ...], 
 )
 def test_as_many_synonyms_stay_as_tell_the_classes_apart(labels: tuple[str, ...], texts: tuple[str, ...]) -> None:
     assert label_texts(labels) == texts
+
+
+@pytest.mark.parametrize(
+    ("labels", "texts"),
+    [
+        (("n01440764 tench, Tinca tinca", "n01443537 goldfish"), ("tench, Tinca tinca", "goldfish")),
+        (
+            ("0: tench, Tinca_tinca", "1: gold-fish, Carassius auratus"),
+            ("tench, Tinca tinca", "gold fish, Carassius auratus"),
+        ),
+        (("cat", "dog"), ("cat", "dog")),
+    ],
+)
+def test_all_synonyms_stay_where_they_are_asked_for(labels: tuple[str, ...], texts: tuple[str, ...]) -> None:
+    assert label_texts(labels, "all") == texts

@@ -101,6 +101,14 @@ def test_line_numbers_and_identifiers_are_not_embedded() -> None:
     assert record.labels == ("0 n02123045 tabby, tabby cat", "1 n02085620 Chihuahua")
 
 
+def test_all_synonyms_are_embedded_where_they_are_asked_for() -> None:
+    labels = ("n02123045 tabby, tabby cat", "n02085620 Chihuahua")
+    fewest, whole = (embed_labels(labels, encoder=None, synonyms=synonyms)[0] for synonyms in ("fewest", "all"))
+    plain, _ = embed_labels(("tabby, tabby cat", "Chihuahua", "Pug"), encoder=None)
+    np.testing.assert_allclose(whole, plain[:2], atol=1e-6)
+    assert np.abs(fewest[0] - whole[0]).max() > 0.01
+
+
 def test_no_connection_is_tried_and_nothing_is_printed_even_where_the_hub_is_not_switched_off() -> None:
     script = """
 import os, socket, sys

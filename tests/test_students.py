@@ -308,3 +308,21 @@ def test_blocks_that_the_teacher_does_not_have_cannot_be_kept(name: str) -> None
 def test_a_teacher_of_another_family_is_not_asked_for_its_blocks() -> None:
     with pytest.raises(UsageError, match="There is no student 'inherit-3-3-3' for this teacher"):
         plan_student(of_another_family(RESNET56), StudentSettings(name="inherit-3-3-3"))
+
+
+def test_without_inheritance_auto_takes_the_largest_of_the_zoo_that_fits() -> None:
+    settings = StudentSettings(inherit=False)
+    plan = plan_student(RESNET56, settings)
+    fitting = [each for each in zoo_students(RESNET56) if each.parameters <= RESNET56.parameters / 3]
+    assert not plan.inherited
+    assert plan.parameters == max(each.parameters for each in fitting)
+    assert plan_student(RESNET56, StudentSettings()).inherited
+
+
+def test_a_student_that_is_named_may_still_inherit() -> None:
+    assert plan_student(RESNET56, StudentSettings(inherit=False, name="inherit-3-3-3")).inherited
+
+
+def test_a_teacher_that_no_network_of_the_zoo_is_small_enough_for_is_refused_without_inheritance() -> None:
+    with pytest.raises(BudgetError, match=r"the smallest, resnet8-w0\.5, has"):
+        plan_student(RESNET56, StudentSettings(inherit=False, max_parameter_ratio=0.001))
