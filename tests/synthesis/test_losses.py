@@ -113,6 +113,13 @@ def test_batch_norm_matching_sums_unsquared_norms_over_layers() -> None:
     assert batch_norm_matching(have, want).item() == pytest.approx(8.0)
 
 
+def test_with_momentum_most_of_what_is_matched_are_the_batches_before() -> None:
+    new, old, want = statistics([1.0], [1.0]), statistics([2.0], [3.0]), statistics([1.0], [1.0])
+    # Without: |1 - 1| + |1 - 1| = 0. With: |1 - (0.1 * 1 + 0.9 * 2)| + |1 - (0.1 * 1 + 0.9 * 3)| = 0.9 + 1.8.
+    assert batch_norm_matching([new], [want]).item() == 0
+    assert batch_norm_matching([blend(new, old, momentum=0.9)], [want]).item() == pytest.approx(2.7)
+
+
 def test_matching_statistics_cost_nothing_and_pull_nowhere() -> None:
     mean = torch.tensor([1.0, 2.0], requires_grad=True)
     loss = batch_norm_matching([Statistics(mean, torch.ones(2))], [statistics([1.0, 2.0], [1.0, 1.0])])

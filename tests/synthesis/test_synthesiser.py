@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -323,6 +324,31 @@ def test_where_there_is_batch_norm_the_image_prior_plays_no_part() -> None:
     without, with_it = (synthesiser(prior_weight=weight).make() for weight in (0.0, 1000.0))
     assert torch.equal(without.images, with_it.images)
     assert without.loss == with_it.loss
+
+
+@pytest.mark.parametrize("latent_source", ["noisy_layer", "direct"])
+@pytest.mark.parametrize(
+    ("size", "channels", "num_classes", "batch_size"),
+    [((8, 8), 1, 2, 2), ((13, 9), 3, 7, 10), ((20, 33), 1, 1203, 2), ((65, 40), 3, 3, 5), ((64, 70), 3, 1000, 3)],
+)
+def test_for_any_teacher_images_are_made_and_the_whole_generator_is_trained(
+    size: tuple[int, int], channels: int, num_classes: int, batch_size: int, latent_source: str
+) -> None:
+    teacher = tiny_teacher(size=size, channels=channels, num_classes=num_classes)
+    watched = synthesiser(teacher=teacher, batch_size=batch_size, steps=2, latent_source=latent_source)
+    before = copied(watched.generator)
+    made = watched.make(teacher.network)
+    assert made.images.shape == (batch_size, channels, *size)
+    assert watched.make(teacher.network).images.shape == made.images.shape
+    assert math.isfinite(made.loss)
+    for name, parameter in watched.generator.named_parameters():
+        assert parameter.isfinite().all() and not torch.equal(parameter, before[name]), name
+
+
+def test_latents_that_are_drawn_directly_are_trained_like_noisy_layers() -> None:
+    watched = synthesiser(steps=40, latent_source="direct")
+    made = watched.make()
+    assert made.loss < 0.75 * watched.seen[0][1]
 
 
 def test_bf16_makes_images_alike() -> None:
