@@ -16,6 +16,7 @@ from compress.pipeline.distillation import loop
 from compress.pipeline.distillation import stage as module
 from compress.pipeline.distillation.checkpoint import INDEX, RESUME_FILES
 from compress.pipeline.distillation.learner import Learner, Monitor
+from compress.pipeline.distillation.metrics_file import METRICS_FILE
 from compress.pipeline.distillation.schedule import Schedule, Speed, cosine
 from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE, distill, speed_here
 from compress.pipeline.networks import NetworkSpec, build
@@ -129,7 +130,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillRecord
 
 
 def test_only_the_results_are_left(whole: tuple[Path, DistillRecord]) -> None:
-    assert results_and_more(whole[0]) == {STUDENT_FILE, POOL_FILE, PROBES_FILE, SECONDS_FILE}
+    assert results_and_more(whole[0]) == {STUDENT_FILE, POOL_FILE, PROBES_FILE, METRICS_FILE, SECONDS_FILE}
 
 
 def test_the_record_says_what_was_made(whole: tuple[Path, DistillRecord]) -> None:
@@ -350,7 +351,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     assert heard == list(range(after[-1] + 1, ROUNDS + 1))
     assert results(tmp_path) == results(whole[0])
     assert timeless(record) == timeless(whole[1])
-    assert results_and_more(tmp_path) == {STUDENT_FILE, POOL_FILE, PROBES_FILE, SECONDS_FILE}
+    assert results_and_more(tmp_path) == {STUDENT_FILE, POOL_FILE, PROBES_FILE, METRICS_FILE, SECONDS_FILE}
 
 
 OTHERS: dict[str, dict[str, Any]] = {
