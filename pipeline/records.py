@@ -129,6 +129,16 @@ class HistoryPoint(Record):
     """Of the round's last student step."""
 
 
+class SampleGrid(Record):
+    """A picture of synthetic images in the stage folder."""
+
+    file_name: str
+    moment: str
+    """Of the run, such as `after warm-up`."""
+    classes: tuple[int, ...]
+    """Whose images its rows hold, from the top."""
+
+
 class DistillRecord(Record):
     """The distilled student: `student.safetensors`, `pool.safetensors`, `probes.npz` in the stage folder."""
 
@@ -147,6 +157,7 @@ class DistillRecord(Record):
     monitor_agreement: float
     """Of the shipped weights, on the held-out images that they were chosen on."""
     history: tuple[HistoryPoint, ...]
+    samples: tuple[SampleGrid, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -32,6 +32,7 @@ from compress.pipeline.records import (
     InputSpec,
     Proportion,
     QuantizeRecord,
+    SampleGrid,
     TeacherRecord,
     ValidateRecord,
     Verdict,
@@ -328,6 +329,31 @@ def test_the_page_nests_and_loads_nothing_from_anywhere() -> None:
     assert sources == ["data:image/png;base64,UE5H"]
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_pictures_of_classes_stand_beside_their_names() -> None:
+    grids = (
+        SampleGrid(file_name="warm.png", moment="after warm-up", classes=(3, 0)),
+        SampleGrid(file_name="lost.png", moment="later", classes=(1,)),
+        SampleGrid(file_name="end.png", moment="at the end", classes=(8,)),
+    )
+    data = report_data()
+    labels = HOSTILE[:10]
+    data = data.model_copy(update={"labels": labels, "distill": data.distill.model_copy(update={"samples": grids})})
+    content = render(data, grids={"warm.png": b"PNG", "end.png": b"GNP"})["report.html"].decode()
+    page = Page(content)
+    assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == [
+        "data:image/png;base64,UE5H",
+        "data:image/png;base64,R05Q",
+    ]
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [
+        "Synthetic images after warm-up, a row for each class",
+        "Synthetic images at the end, a row for each class",
+    ]
+    names = [attributes["title"] for tag, attributes in page.tags if tag == "li" and "title" in attributes]
+    assert names == [text.visible(labels[number]) for number in (3, 0, 8)]
+    assert "no real image is among them" in content
+    assert "no real image is among them" not in files(report_data())["report.html"]
 
 
 def test_hostile_text_becomes_no_markup_on_the_page() -> None:

@@ -26,7 +26,7 @@ from compress.pipeline.distillation.schedule import (
     cosine,
 )
 from compress.pipeline.distillation.watching import Watch
-from compress.pipeline.records import HistoryPoint
+from compress.pipeline.records import HistoryPoint, SampleGrid
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.dead_leaves import dead_leaves
@@ -59,6 +59,7 @@ class Distillation:
         self.best: dict[str, Tensor] = {}
         self.best_agreement = -1.0
         self.history: list[HistoryPoint] = []
+        self.samples: list[SampleGrid] = []
         self.watch = Watch(settings)
 
     def run_round(self, number: int, schedule: Schedule, monitor: Monitor, epoch: float) -> HistoryPoint:
@@ -114,6 +115,7 @@ class Distillation:
         numbers = {
             "best_agreement": self.best_agreement,
             "history": [point.model_dump(mode="json") for point in self.history],
+            "samples": [grid.model_dump(mode="json") for grid in self.samples],
             "threads": torch.get_num_threads(),
             "schedule": schedule.model_dump(mode="json"),
         }
@@ -143,6 +145,7 @@ class Distillation:
         ] or None
         self.best_agreement = numbers["best_agreement"]
         self.history = [HistoryPoint.model_validate(point) for point in numbers["history"]]
+        self.samples = [SampleGrid.model_validate(grid) for grid in numbers["samples"]]
         for chunk in sorted(self.folder.glob("pool-*.safetensors")):
             made = load_file(chunk)
             self.pool.add(made["images"].to(device), made["targets"].to(device))

@@ -13,6 +13,7 @@ from compress.pipeline.device import Compute
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.loop import Distillation
 from compress.pipeline.distillation.metrics_file import append_metrics, restart_metrics
+from compress.pipeline.distillation.samples import write_samples
 from compress.pipeline.distillation.schedule import (
     Schedule,
     Speed,
@@ -34,6 +35,7 @@ from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import write_tensors
 
 STUDENT_FILE, POOL_FILE, PROBES_FILE = "student.safetensors", "pool.safetensors", "probes.npz"
+WARMUP_SAMPLES_FILE, FINAL_SAMPLES_FILE = "samples-warmup.png", "samples-final.png"
 
 
 def distill(
@@ -48,7 +50,8 @@ def distill(
 ) -> DistillRecord:
     """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
 
-    Writes `student.safetensors`, `pool.safetensors` and `probes.npz`; a line of `metrics.jsonl` after each round.
+    Writes `student.safetensors`, `pool.safetensors` and `probes.npz`; a line of `metrics.jsonl` after each round;
+    and pictures of synthetic images after the warm-up and at the end.
 
     Args:
         embeddings: label-text embeddings `[num_classes, dimension]`.
@@ -71,6 +74,7 @@ def distill(
     for number in count(first):
         if number == schedule.warmup_rounds:
             schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
+            run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
         if number >= schedule.total:
             break
         if run.best and _too_late(run.history, schedule.deadline):
@@ -142,6 +146,7 @@ def _finish(
     """Write the stage's files; what is only for continuing is dropped by the stage runner, once nothing can get lost."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
     run.pool.save(run.folder / POOL_FILE)
+    final = write_samples(run.pool, run.folder / FINAL_SAMPLES_FILE, "at the end")
     run.watch.begin(schedule, len(run.history))
     probes = make_probes(teacher, embeddings, run.settings, run.compute, on_batch=run.watch.held_out_batch)
     probes.save(run.folder / PROBES_FILE)
@@ -159,6 +164,7 @@ def _finish(
         probes=len(probes.images),
         monitor_agreement=run.best_agreement,
         history=tuple(run.history),
+        samples=(*run.samples, final),
         notes=notes,
     )
 
