@@ -22,6 +22,7 @@ from compress.pipeline.distillation.schedule import (
     replan,
     seconds_for,
 )
+from compress.pipeline.distillation.tensorboard import Curves
 from compress.pipeline.distillation.watching import Watch
 from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
 from compress.pipeline.progress import Progress
@@ -47,6 +48,7 @@ def distill(
     folder: Path,
     progress: Progress,
     budget_seconds: float | None = None,
+    curves: Curves | None = None,
 ) -> DistillRecord:
     """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
 
@@ -56,6 +58,7 @@ def distill(
     Args:
         embeddings: label-text embeddings `[num_classes, dimension]`.
         budget_seconds: time for this stage; None runs the rounds of the settings.
+        curves: where each round is told of, beside `metrics.jsonl`.
     """
     teacher = teacher.to(compute.device, torch.channels_last)
     settings = with_enough_probes(settings, len(embeddings))
@@ -85,6 +88,8 @@ def distill(
         run.save(number, schedule)
         write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
         append_metrics(folder, run.history[-1])
+        if curves:
+            curves.add(run.history[-1])
         run.watch.ended(run.history[-1])
     return _finish(run, schedule, teacher, embeddings, plan, notes)
 
