@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from compress.pipeline.fidelity import AGREEMENT, find_artifact, verdict_sentence
 from compress.pipeline.records import ArtifactFidelity
-from compress.pipeline.report import charts, sections, text
+from compress.pipeline.report import charts, curves, sections, text
 from compress.pipeline.report.data import ReportData, to_json
 from compress.pipeline.report.junit import to_junit
 
@@ -66,7 +66,8 @@ def _context(data: ReportData) -> dict[str, Any]:
         "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen)),
         "unseen": sections.named(unseen) if unseen else "",
         "probes": sections.probes(data.validation.adequacy),
-        "curve": charts.agreement_curve(data.distill.history, _agreement_limit(shipped)),
+        "curve": curves.agreement_curve(data.distill.history, _agreement_limit(shipped)),
+        "losses": curves.loss_curves(data.distill.history),
         "distillation": sections.distillation(data.distill, data.teacher),
         "background": sections.background(data),
         # An engine is built on the device; what runs everywhere is the graph that it is built from.
