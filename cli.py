@@ -162,6 +162,9 @@ def run_command(
     ] = None,
     seed: Annotated[int | None, typer.Option(rich_help_panel=RUNNING, help="Of all randomness. Default: 0.")] = None,
     device: Annotated[str | None, typer.Option(rich_help_panel=RUNNING, help="auto, cpu, cuda or cuda:1.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", rich_help_panel=RUNNING, help="Write curves into work/tensorboard, too.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", rich_help_panel=RUNNING, help="Show the plan, write nothing.")
     ] = False,
@@ -191,6 +194,7 @@ def run_command(
         "gates.min_agreement": min_agreement,
         "device": device,
         "seed": seed,
+        "tensorboard": tensorboard or None,
     }
     command_line = _nested({key: value for key, value in named.items() if value is not None})
     for text in assignments or []:

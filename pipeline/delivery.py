@@ -91,7 +91,7 @@ def package(space: Workspace, report: ReportData) -> None:
     space.progress.stage_started(len(STAGES), len(STAGES), STAGES[-1])
     files = {
         **_exported(space.results["export"].folder),
-        **render(report, _samples(space.probes)),
+        **render(report, _samples(space.probes), _class_grids(space, report.distill)),
         "student.safetensors": space.file("distill", STUDENT_FILE),
         "student.json": _student_json(report),
         "probes.npz": space.file("distill", PROBES_FILE),
@@ -132,6 +132,10 @@ def _student_json(report: ReportData) -> bytes:
         "weights": "student.safetensors",
     }
     return json.dumps(content, indent=2).encode() + b"\n"
+
+
+def _class_grids(space: Workspace, student: DistillRecord) -> dict[str, bytes]:
+    return {grid.file_name: space.file("distill", grid.file_name).read_bytes() for grid in student.samples}
 
 
 def _samples(probes: Probes) -> bytes:

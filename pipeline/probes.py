@@ -5,7 +5,7 @@ what fills the pool.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,10 +55,12 @@ def held_out_images(
     purpose: str,
     batches: int,
     generators: int,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training.
 
-    With more classes than a batch has images, the batches share the classes out between them.
+    With more classes than a batch has images, the batches share the classes out between them. `on_batch` is called after
+    each batch, also those that are thrown away.
     """
     batch_size, num_classes = settings.synthesis.batch_size, len(embeddings)
     torch.manual_seed(derived_seed(settings.seed, purpose, "classes"))
@@ -69,12 +71,20 @@ def held_out_images(
         synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
         for _ in range(settings.probes.warmup_batches):
             synthesiser.make()
+            on_batch()
         for _ in range(share):
             made.append(synthesiser.make(targets=dealt[len(made)] if dealt else None)[:2])
+            on_batch()
     return torch.cat([images for images, _ in made]), torch.cat([targets for _, targets in made])
 
 
-def make_probes(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute) -> Probes:
+def make_probes(
+    teacher: Teacher,
+    embeddings: Tensor,
+    settings: Settings,
+    compute: Compute,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Probes:
     """The probes of the verdict: half of them as synthesised, a quarter shifted and mirrored, a quarter mixed in pairs."""
     images, targets = held_out_images(
         teacher,
@@ -84,6 +94,7 @@ def make_probes(teacher: Teacher, embeddings: Tensor, settings: Settings, comput
         purpose="probes",
         batches=settings.probes.batches,
         generators=settings.probes.generators,
+        on_batch=on_batch,
     )
     torch.manual_seed(derived_seed(settings.seed, "probe kinds"))
     kind = np.array(KINDS)[np.array([0, 1, 0, 2])[torch.randperm(len(images)).numpy() % 4]]

@@ -98,15 +98,45 @@ class EmbeddingRecord(Record):
 
 
 class HistoryPoint(Record):
-    """One moment of distillation."""
+    """One round of distillation, and a line of `metrics.jsonl`.
+
+    The parts of the losses are means over the round's steps, before their weights; None where a part took no part.
+    """
 
     round: int
+    """Counted from 0; those of the warm-up come first."""
     kd_steps: int
+    """Student steps so far."""
     pool_images: int
     synthesis_loss: float
+    """Of the images that were kept, mean over the round's batches."""
     kd_loss: float
+    """The student's whole loss, mean over the round's steps; not a number in warm-up."""
     monitor_agreement: float | None
+    """Share of the monitor's held-out images on which the student, as it would be shipped, names the teacher's class."""
     seconds: float
+    """Since distillation began, pauses left out."""
+    batch_norm_loss: float | None = None
+    prior_loss: float | None = None
+    """The image prior, which takes the place of batch norm where the teacher has none."""
+    one_hot_loss: float | None = None
+    adversarial_loss: float | None = None
+    kl_loss: float | None = None
+    """Of the student's answers, by the distillation temperature."""
+    stage_loss: float | None = None
+    """Of the outputs of the student's stages."""
+    learning_rate: float | None = None
+    """Of the round's last student step."""
+
+
+class SampleGrid(Record):
+    """A picture of synthetic images in the stage folder."""
+
+    file_name: str
+    moment: str
+    """Of the run, such as `after warm-up`."""
+    classes: tuple[int, ...]
+    """Whose images its rows hold, from the top."""
 
 
 class DistillRecord(Record):
@@ -127,6 +157,7 @@ class DistillRecord(Record):
     monitor_agreement: float
     """Of the shipped weights, on the held-out images that they were chosen on."""
     history: tuple[HistoryPoint, ...]
+    samples: tuple[SampleGrid, ...] = ()
     notes: tuple[str, ...] = ()
 
 

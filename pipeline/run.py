@@ -8,6 +8,7 @@ from pathlib import Path
 from compress.exporters.bundle import claim_output_folder, friendly_os_errors, write_file
 from compress.pipeline import steps
 from compress.pipeline.delivery import collect, package
+from compress.pipeline.distillation.tensorboard import require_tensorboard
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.progress import Progress
 from compress.pipeline.report import ReportData
@@ -36,6 +37,8 @@ def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, p
     """
     started = time.monotonic()
     labels = read_labels(labels_file)
+    if settings.tensorboard:
+        require_tensorboard()
     space = Workspace(checkpoint, folder, settings, progress)
     check_label_count(labels, space.teacher.record.num_classes)
     plan = plan_student(space.teacher.record, settings.student)

@@ -192,6 +192,8 @@ class Settings(Section):
     """CPU threads; results are reproducible for a given number of them."""
     budget_seconds: float | None = Field(default=None, gt=0)
     """Time the whole command may take; rounds are planned to fit. None runs the recipe's rounds."""
+    tensorboard: bool = False
+    """Write the curves of distillation for TensorBoard, too, into `work/tensorboard`; needs the extra `tensorboard`."""
     dynamic_batch: bool = True
     """Whether the exported graphs take any batch size or images one by one."""
     teacher: TeacherSettings = TeacherSettings()

@@ -14,6 +14,8 @@ from compress.pipeline.device import derived_seed
 from compress.pipeline.distillation.checkpoint import RESUME_FILES
 from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE
 from compress.pipeline.distillation.stage import distill as distill_student
+from compress.pipeline.distillation.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from compress.pipeline.distillation.tensorboard import Curves
 from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.quantize import quantize as quantize_student
@@ -120,7 +122,14 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
 
     def produce(folder: Path) -> DistillRecord:
         left = distillation_budget(settings.budget_seconds, space.elapsed())
-        return distill_student(space.teacher, space.embeddings(), plan, settings, compute, folder, space.progress, left)
+        curves = Curves(space.folder / "work" / TENSORBOARD_FOLDER) if settings.tensorboard else None
+        try:
+            return distill_student(
+                space.teacher, space.embeddings(), plan, settings, compute, folder, space.progress, left, curves
+            )
+        finally:
+            if curves:
+                curves.close()
 
     def summary(record: DistillRecord) -> str:
         origin = "from the teacher's blocks" if record.inherited else "from random weights"

@@ -16,8 +16,17 @@ from compress.pipeline.distillation import loop
 from compress.pipeline.distillation import stage as module
 from compress.pipeline.distillation.checkpoint import INDEX, RESUME_FILES
 from compress.pipeline.distillation.learner import Learner, Monitor
+from compress.pipeline.distillation.metrics_file import METRICS_FILE
 from compress.pipeline.distillation.schedule import Schedule, Speed, cosine
-from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE, distill, speed_here
+from compress.pipeline.distillation.stage import (
+    FINAL_SAMPLES_FILE,
+    POOL_FILE,
+    PROBES_FILE,
+    STUDENT_FILE,
+    WARMUP_SAMPLES_FILE,
+    distill,
+    speed_here,
+)
 from compress.pipeline.networks import NetworkSpec, build
 from compress.pipeline.networks.convnext import ConvNeXtSpec
 from compress.pipeline.networks.normalised import Normalised
@@ -46,6 +55,12 @@ from tests.tiny import (
 
 ROUNDS = 5
 """Two of warm-up, three of learning, and a generator that lives for two of them."""
+
+KEPT = {
+    *(STUDENT_FILE, POOL_FILE, PROBES_FILE, METRICS_FILE, SECONDS_FILE),
+    *(WARMUP_SAMPLES_FILE, FINAL_SAMPLES_FILE),
+}
+"""What a run leaves behind."""
 
 LITTLE: dict[str, Any] = {"batch_size": 4, "steps": 1}
 """Synthesis for tests that do not look at the images."""
@@ -129,7 +144,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DistillRecord
 
 
 def test_only_the_results_are_left(whole: tuple[Path, DistillRecord]) -> None:
-    assert results_and_more(whole[0]) == {STUDENT_FILE, POOL_FILE, PROBES_FILE, SECONDS_FILE}
+    assert results_and_more(whole[0]) == KEPT
 
 
 def test_the_record_says_what_was_made(whole: tuple[Path, DistillRecord]) -> None:
@@ -378,7 +393,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     assert heard == list(range(after[-1] + 1, ROUNDS + 1))
     assert results(tmp_path) == results(whole[0])
     assert timeless(record) == timeless(whole[1])
-    assert results_and_more(tmp_path) == {STUDENT_FILE, POOL_FILE, PROBES_FILE, SECONDS_FILE}
+    assert results_and_more(tmp_path) == KEPT
 
 
 OTHERS: dict[str, dict[str, Any]] = {

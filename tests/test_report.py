@@ -32,6 +32,7 @@ from compress.pipeline.records import (
     InputSpec,
     Proportion,
     QuantizeRecord,
+    SampleGrid,
     TeacherRecord,
     ValidateRecord,
     Verdict,
@@ -330,6 +331,31 @@ def test_the_page_nests_and_loads_nothing_from_anywhere() -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+def test_pictures_of_classes_stand_beside_their_names() -> None:
+    grids = (
+        SampleGrid(file_name="warm.png", moment="after warm-up", classes=(3, 0)),
+        SampleGrid(file_name="lost.png", moment="later", classes=(1,)),
+        SampleGrid(file_name="end.png", moment="at the end", classes=(8,)),
+    )
+    data = report_data()
+    labels = HOSTILE[:10]
+    data = data.model_copy(update={"labels": labels, "distill": data.distill.model_copy(update={"samples": grids})})
+    content = render(data, grids={"warm.png": b"PNG", "end.png": b"GNP"})["report.html"].decode()
+    page = Page(content)
+    assert [attributes["src"] for tag, attributes in page.tags if tag == "img"] == [
+        "data:image/png;base64,UE5H",
+        "data:image/png;base64,R05Q",
+    ]
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [
+        "Synthetic images after warm-up, a row for each class",
+        "Synthetic images at the end, a row for each class",
+    ]
+    names = [attributes["title"] for tag, attributes in page.tags if tag == "li" and "title" in attributes]
+    assert names == [text.visible(labels[number]) for number in (3, 0, 8)]
+    assert "no real image is among them" in content
+    assert "no real image is among them" not in files(report_data())["report.html"]
+
+
 def test_hostile_text_becomes_no_markup_on_the_page() -> None:
     hostile, harmless = Page(hostile_files()["report.html"]), Page(files(report_data())["report.html"])
     assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in harmless.tags}
@@ -349,8 +375,8 @@ def test_every_header_cell_says_what_it_heads_and_every_drawing_what_it_shows() 
     page = Page(source)
     assert {attributes.get("scope") for tag, attributes in page.tags if tag == "th"} == {"col", "row"}
     drawings = [attributes for tag, attributes in page.tags if tag == "svg" and "class" in attributes]
-    assert [drawing["role"] for drawing in drawings] == ["img"] * 11  # ten classes and the curve
-    assert len(re.findall(r'role="img"[^>]*>\s*<title[^>]*>[^<]+</title>\s*<desc[^>]*>[^<]+</desc>', source)) == 11
+    assert [drawing["role"] for drawing in drawings] == ["img"] * 13  # ten classes, the agreement and two losses
+    assert len(re.findall(r'role="img"[^>]*>\s*<title[^>]*>[^<]+</title>\s*<desc[^>]*>[^<]+</desc>', source)) == 13
 
 
 def test_a_thousand_classes_are_bounded_to_the_twenty_lowest() -> None:
@@ -632,36 +658,6 @@ def test_a_grid_of_nothing_is_refused() -> None:
 
 
 # Charts and numbers
-
-
-def point(number: int, agreement: float | None) -> HistoryPoint:
-    return HistoryPoint(
-        round=number, kd_steps=0, pool_images=0, synthesis_loss=0, kd_loss=0, monitor_agreement=agreement, seconds=0
-    )
-
-
-def test_the_curve_runs_from_the_first_measured_round_to_the_last() -> None:
-    curve = charts.agreement_curve([point(0, None), point(2, 0.6), point(3, 0.9), point(6, 0.8)], limit=0.75)
-    assert curve is not None
-    assert curve.points == ((0, 80), (25, 20), (100, 40))  # the axis of agreement runs from 50 % to 100 %
-    assert curve.dots == curve.points
-    assert curve.limit_y == 50
-    assert curve.x_ticks == ((0, "2"), (50, "4"), (100, "6"))
-    assert [label for _, label in curve.y_ticks] == ["50 %", "60 %", "70 %", "80 %", "90 %", "100 %"]
-    assert curve.description == "From 60.0 % in round 2 to 80.0 % in round 6; the best is 90.0 % in round 3."
-
-
-def test_a_single_round_stands_in_the_middle_and_a_limit_below_the_axis_is_not_drawn() -> None:
-    curve = charts.agreement_curve([point(7, 1.0)], limit=0.5)
-    assert curve is not None
-    assert curve.points == ((50, 0),)
-    assert curve.limit_y is None
-
-
-def test_a_long_curve_is_drawn_without_dots() -> None:
-    curve = charts.agreement_curve([point(number, 0.5) for number in range(61)], limit=None)
-    assert curve is not None
-    assert (len(curve.points), curve.dots) == (61, ())
 
 
 def test_the_lowest_classes_come_first_and_of_equals_the_surer() -> None:

@@ -12,6 +12,7 @@ from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan, build_student, inherit_weights
 from compress.pipeline.students.unfolding import settle, unfolded
+from compress.pipeline.synthesis.loss_parts import LossParts
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.teacher import Teacher
@@ -42,6 +43,7 @@ class Learner:
         self.average = on_device(build_student(plan, teacher), compute)
         self.average.load_state_dict(self.student.state_dict())
         self.first_rate = self.settings.inherited_learning_rate if plan.inherited else self.settings.learning_rate
+        self.parts = LossParts()
         self.match_stages = self.settings.stage_weight > 0 and _same_stages(teacher, plan)
         self.optimiser = torch.optim.SGD(
             self.student.parameters(), self.first_rate, self.settings.momentum, weight_decay=self.settings.weight_decay
@@ -91,12 +93,13 @@ class Learner:
             if not self.match_stages:
                 with torch.no_grad():
                     wanted = self.teacher.logits(images)
-                return distillation(wanted, self.student(images), temperature)
+                return self.parts.seen("kl_loss", distillation(wanted, self.student(images), temperature))
             with torch.no_grad():
                 wanted, wanted_stages = self.teacher.logits_and_stage_outputs(images)
             logits, stages = _resnet(self.student).logits_and_stage_outputs(self.student.normalise(images))
-        matching = stage_matching(wanted_stages, stages)
-        return distillation(wanted, logits, temperature) + self.settings.stage_weight * matching
+        matching = self.parts.seen("stage_loss", stage_matching(wanted_stages, stages))
+        divergence = self.parts.seen("kl_loss", distillation(wanted, logits, temperature))
+        return divergence + self.settings.stage_weight * matching
 
     @torch.no_grad()
     def _average_weights(self) -> None:

@@ -25,7 +25,8 @@ from compress.pipeline.distillation.schedule import (
     Schedule,
     learning_rate,
 )
-from compress.pipeline.records import HistoryPoint
+from compress.pipeline.distillation.watching import Watch
+from compress.pipeline.records import HistoryPoint, SampleGrid
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.dead_leaves import dead_leaves
@@ -58,6 +59,8 @@ class Distillation:
         self.best: dict[str, Tensor] = {}
         self.best_agreement = -1.0
         self.history: list[HistoryPoint] = []
+        self.samples: list[SampleGrid] = []
+        self.watch = Watch(settings)
 
     def run_round(self, number: int, schedule: Schedule, monitor: Monitor, epoch: float) -> HistoryPoint:
         """One round: fresh images into the pool; after the warm-up also steps of the student.
@@ -71,12 +74,13 @@ class Distillation:
         if number > 0 and (number % life == 0 if learning < 0 else learning % life == 0):
             self.synthesiser.renew()
         synthesis_loss = self._fill_pool(number, learning >= 0)
-        kd_loss, agreement = float("nan"), None
+        kd_loss, agreement, rate = float("nan"), None, None
         if learning == 0 and learner.plan.inherited:
             learner.recalibrate(self.pool.images)
         if learning >= 0:
-            losses = [learner.step(*lesson) for lesson in self._lessons(learning, schedule.rounds)]
+            losses = [self.watch.step(learner.step(*lesson)) for lesson in self._lessons(learning, schedule.rounds)]
             kd_loss = torch.stack(losses).mean().item()
+            rate = learner.optimiser.param_groups[0]["lr"]
             agreement = monitor.agreement(learner.average)
             self._keep_best(agreement)
         return HistoryPoint(
@@ -87,6 +91,9 @@ class Distillation:
             kd_loss=kd_loss,
             monitor_agreement=agreement,
             seconds=round(time.monotonic() - epoch, 3),
+            learning_rate=rate,
+            **self.synthesiser.parts.take(),
+            **learner.parts.take(),
         )
 
     def save(self, number: int, schedule: Schedule) -> None:
@@ -108,6 +115,7 @@ class Distillation:
         numbers = {
             "best_agreement": self.best_agreement,
             "history": [point.model_dump(mode="json") for point in self.history],
+            "samples": [grid.model_dump(mode="json") for grid in self.samples],
             "threads": torch.get_num_threads(),
             "schedule": schedule.model_dump(mode="json"),
         }
@@ -137,6 +145,7 @@ class Distillation:
         ] or None
         self.best_agreement = numbers["best_agreement"]
         self.history = [HistoryPoint.model_validate(point) for point in numbers["history"]]
+        self.samples = [SampleGrid.model_validate(grid) for grid in numbers["samples"]]
         for chunk in sorted(self.folder.glob("pool-*.safetensors")):
             made = load_file(chunk)
             self.pool.add(made["images"].to(device), made["targets"].to(device))
@@ -146,7 +155,8 @@ class Distillation:
         settings = self.settings.distill
         student = self.learner.student if learning else None
         made = [
-            self.synthesiser.make(student) for _ in range(settings.batches if learning else settings.warmup_batches)
+            self.watch.batch(self.synthesiser.make(student))
+            for _ in range(settings.batches if learning else settings.warmup_batches)
         ]
         images, targets = (
             torch.cat(parts) for parts in ([batch.images for batch in made], [batch.targets for batch in made])

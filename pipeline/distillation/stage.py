@@ -1,6 +1,7 @@
 """Stage: a teacher and label-text embeddings to a student, the pool it learned from, and held-out probes."""
 
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from compress.exporters.bundle import write_file
 from compress.pipeline.device import Compute
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.loop import Distillation
+from compress.pipeline.distillation.metrics_file import append_metrics, restart_metrics
+from compress.pipeline.distillation.samples import write_samples
 from compress.pipeline.distillation.schedule import (
     Schedule,
     Speed,
@@ -19,6 +22,8 @@ from compress.pipeline.distillation.schedule import (
     replan,
     seconds_for,
 )
+from compress.pipeline.distillation.tensorboard import Curves
+from compress.pipeline.distillation.watching import Watch
 from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
 from compress.pipeline.progress import Progress
 from compress.pipeline.records import DistillRecord, HistoryPoint
@@ -31,6 +36,7 @@ from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import write_tensors
 
 STUDENT_FILE, POOL_FILE, PROBES_FILE = "student.safetensors", "pool.safetensors", "probes.npz"
+WARMUP_SAMPLES_FILE, FINAL_SAMPLES_FILE = "samples-warmup.png", "samples-final.png"
 
 
 def distill(
@@ -42,14 +48,17 @@ def distill(
     folder: Path,
     progress: Progress,
     budget_seconds: float | None = None,
+    curves: Curves | None = None,
 ) -> DistillRecord:
     """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
 
-    Writes `student.safetensors`, `pool.safetensors` and `probes.npz`.
+    Writes `student.safetensors`, `pool.safetensors` and `probes.npz`; a line of `metrics.jsonl` after each round;
+    and pictures of synthetic images after the warm-up and at the end.
 
     Args:
         embeddings: label-text embeddings `[num_classes, dimension]`.
         budget_seconds: time for this stage; None runs the rounds of the settings.
+        curves: where each round is told of, beside `metrics.jsonl`.
     """
     teacher = teacher.to(compute.device, torch.channels_last)
     settings = with_enough_probes(settings, len(embeddings))
@@ -58,21 +67,30 @@ def distill(
     first, schedule = run.restore() or (0, _schedule(teacher, embeddings, plan, settings, compute, budget_seconds))
     if schedule.speed and budget_seconds and _least_seconds(schedule.speed, settings) > budget_seconds:
         progress.note("The budget is too short for one round and the probes: this run will take longer.")
-    monitor = _monitor(teacher, embeddings, settings, compute)
     spent = run.history[-1].seconds if run.history else 0.0
+    run.watch = Watch(settings, progress, spent)
+    run.watch.begin(schedule, first)
+    restart_metrics(folder, run.history)
+    monitor = _monitor(teacher, embeddings, settings, compute, run.watch.held_out_batch)
+    run.watch.expect(teacher, run.learner.average, monitor.images, compute)
     notes: tuple[str, ...] = ()
     for number in count(first):
         if number == schedule.warmup_rounds:
             schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
+            run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
         if number >= schedule.total:
             break
         if run.best and _too_late(run.history, schedule.deadline):
             notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
             break
+        run.watch.begin(schedule, number)
         run.history.append(run.run_round(number, schedule, monitor, started - spent))
         run.save(number, schedule)
         write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
-        progress.advance(number + 1, schedule.total, _figures(run.history[-1]))
+        append_metrics(folder, run.history[-1])
+        if curves:
+            curves.add(run.history[-1])
+        run.watch.ended(run.history[-1])
     return _finish(run, schedule, teacher, embeddings, plan, notes)
 
 
@@ -105,10 +123,19 @@ def _schedule(
     return plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
 
 
-def _monitor(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute) -> Monitor:
+def _monitor(
+    teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute, on_batch: Callable[[], None]
+) -> Monitor:
     """Made by seeds of its own, so that a continued run sees the same images as the run before it."""
     images, _ = held_out_images(
-        teacher, embeddings, settings, compute, purpose="monitor", batches=settings.probes.monitor_batches, generators=1
+        teacher,
+        embeddings,
+        settings,
+        compute,
+        purpose="monitor",
+        batches=settings.probes.monitor_batches,
+        generators=1,
+        on_batch=on_batch,
     )
     return Monitor(images, teacher_logits(teacher, images).argmax(1))
 
@@ -124,7 +151,9 @@ def _finish(
     """Write the stage's files; what is only for continuing is dropped by the stage runner, once nothing can get lost."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
     run.pool.save(run.folder / POOL_FILE)
-    probes = make_probes(teacher, embeddings, run.settings, run.compute)
+    final = write_samples(run.pool, run.folder / FINAL_SAMPLES_FILE, "at the end")
+    run.watch.begin(schedule, len(run.history))
+    probes = make_probes(teacher, embeddings, run.settings, run.compute, on_batch=run.watch.held_out_batch)
     probes.save(run.folder / PROBES_FILE)
     learned = [point for point in run.history if point.monitor_agreement is not None]
     return DistillRecord(
@@ -140,6 +169,7 @@ def _finish(
         probes=len(probes.images),
         monitor_agreement=run.best_agreement,
         history=tuple(run.history),
+        samples=(*run.samples, final),
         notes=notes,
     )
 
@@ -156,9 +186,3 @@ def _too_late(history: list[HistoryPoint], deadline: float | None) -> bool:
         return False
     last = history[-1].seconds - (history[-2].seconds if len(history) > 1 else 0.0)
     return history[-1].seconds + last > deadline
-
-
-def _figures(point: HistoryPoint) -> str:
-    if point.monitor_agreement is None:
-        return f"warm-up, synthesis loss {point.synthesis_loss:.2f}"
-    return f"loss {point.kd_loss:.3f}, probe agreement {point.monitor_agreement:.1%}"

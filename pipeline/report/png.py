@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,23 @@ def sample_grid(images: NDArray[np.uint8], columns: int = 10, scale: int = 2) ->
     """
     if not len(images):
         raise ValueError("a grid needs at least one image")
-    tiles = [np.pad(tile, ((0, GAP), (0, GAP), (0, 0))) for tile in _opaque(images, scale)]
-    width = min(columns, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % width)
-    rows = [np.concatenate(tiles[start : start + width], axis=1) for start in range(0, len(tiles), width)]
-    return encode_png(np.concatenate(rows)[:-GAP, :-GAP])
+    width = min(columns, len(images))
+    return class_grid([images[start : start + width] for start in range(0, len(images), width)], width, scale)
+
+
+def class_grid(rows: Sequence[NDArray[np.uint8]], columns: int, scale: int = 2) -> bytes:
+    """A PNG with a row for each of `rows`, images `[n, C, H, W]` of one size; a row of less than `columns` images ends in
+    transparent pixels.
+
+    Each pixel is drawn as `scale` by `scale` pixels, in colours as `sample_grid` does.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    if not rows:
+        raise ValueError("a grid needs at least one row")
+    lines = [np.pad(_opaque(row, scale), ((0, columns - len(row)), (0, GAP), (0, GAP), (0, 0))) for row in rows]
+    return encode_png(np.concatenate([np.concatenate(list(line), axis=1) for line in lines])[:-GAP, :-GAP])
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,8 +1,10 @@
 """All files of the report from one record."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -10,7 +12,7 @@ from markupsafe import Markup
 
 from compress.pipeline.fidelity import AGREEMENT, find_artifact, verdict_sentence
 from compress.pipeline.records import ArtifactFidelity
-from compress.pipeline.report import charts, sections, text
+from compress.pipeline.report import charts, curves, sections, text
 from compress.pipeline.report.data import ReportData, to_json
 from compress.pipeline.report.junit import to_junit
 
@@ -21,16 +23,28 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _FILTERS = (text.share, text.interval, text.significant, text.size, text.milliseconds, text.decibels, text.count)
 
 
-def render(data: ReportData, samples: bytes | None = None) -> dict[str, bytes]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassGrid:
+    """A picture with a row of synthetic images for each class."""
+
+    moment: str
+    labels: tuple[str, ...]
+    picture: str
+    """PNG in base64."""
+
+
+def render(
+    data: ReportData, samples: bytes | None = None, grids: Mapping[str, bytes] = MappingProxyType({})
+) -> dict[str, bytes]:
     """Name and content of `report.html`, `report.md`, `report.json`, `junit.xml` and `README.md`, the model card.
 
-    `samples` is a PNG of some probes, see `sample_grid`. Class names, file names and settings are foreign text: they are
+    `samples` is a PNG of some probes, see `sample_grid`; `grids` holds those that `data.distill.samples` names. Class names, file names and settings are foreign text: they are
     escaped for each format, and characters that would steer a terminal or reorder a line are written out.
     """
     context = _context(data)
-    picture = base64.b64encode(samples).decode() if samples else ""
+    pictures = {"samples": _embedded(samples), "grids": _class_grids(data, grids)}
     return {
-        "report.html": _unbroken(_fill(_html_environment(), "report.html.j2", context | {"samples": picture})),
+        "report.html": _unbroken(_fill(_html_environment(), "report.html.j2", context | pictures)),
         "report.md": _fill(_markdown_environment(), "report.md.j2", context),
         "report.json": to_json(data),
         "junit.xml": to_junit(data.validation),
@@ -52,12 +66,29 @@ def _context(data: ReportData) -> dict[str, Any]:
         "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen)),
         "unseen": sections.named(unseen) if unseen else "",
         "probes": sections.probes(data.validation.adequacy),
-        "curve": charts.agreement_curve(data.distill.history, _agreement_limit(shipped)),
+        "curve": curves.agreement_curve(data.distill.history, _agreement_limit(shipped)),
+        "losses": curves.loss_curves(data.distill.history),
         "distillation": sections.distillation(data.distill, data.teacher),
         "background": sections.background(data),
         # An engine is built on the device; what runs everywhere is the graph that it is built from.
         "model": shipped.artifact if shipped.artifact in graphs else graphs[-1],
     }
+
+
+def _class_grids(data: ReportData, pictures: Mapping[str, bytes]) -> list[ClassGrid]:
+    return [
+        ClassGrid(
+            moment=grid.moment,
+            labels=tuple(data.labels[number] for number in grid.classes),
+            picture=_embedded(pictures[grid.file_name]),
+        )
+        for grid in data.distill.samples
+        if grid.file_name in pictures
+    ]
+
+
+def _embedded(png: bytes | None) -> str:
+    return base64.b64encode(png or b"").decode()
 
 
 def _classes_caption(shown: int, seen: int) -> str:

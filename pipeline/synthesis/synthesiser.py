@@ -15,6 +15,7 @@ from compress.pipeline.settings import SynthesisSettings
 from compress.pipeline.synthesis.augment import Augmentation
 from compress.pipeline.synthesis.generator import Generator
 from compress.pipeline.synthesis.latents import balanced_targets, noisy_layers_for
+from compress.pipeline.synthesis.loss_parts import LossParts
 from compress.pipeline.synthesis.losses import (
     Statistics,
     adversarial,
@@ -50,6 +51,7 @@ class Synthesiser:
         self.augmentation = Augmentation.for_input(teacher.record.input, settings)
         self.wanted = [Statistics(layer.mean, layer.variance) for layer in teacher.bn_statistics]
         self.running: list[Statistics] | None = None
+        self.parts = LossParts()
         self.generator = self._fresh_generator()
 
     def renew(self) -> None:
@@ -89,16 +91,22 @@ class Synthesiser:
             logits, bn_inputs = self.teacher.logits_and_bn_inputs(augmented)
             student_logits = None if student is None else student(augmented)
         statistics = [batch_statistics(features) for features in bn_inputs]
-        loss = self._likeness(images, statistics) + settings.one_hot_weight * one_hot(logits, targets)
+        loss = self._likeness(images, statistics) + settings.one_hot_weight * self.parts.seen(
+            "one_hot_loss", one_hot(logits, targets)
+        )
         if student_logits is not None:
-            loss = loss + settings.adversarial_weight * adversarial(logits, student_logits)
+            loss = loss + settings.adversarial_weight * self.parts.seen(
+                "adversarial_loss", adversarial(logits, student_logits)
+            )
         return images.detach(), loss, statistics
 
     def _likeness(self, images: Tensor, statistics: list[Statistics]) -> Tensor:
         """The term that keeps images like those of the teacher's training: by its batch norms, or else by the prior."""
         if not self.wanted:
-            return self.settings.prior_weight * image_prior(self.teacher.network.normalise(images))
-        return self.settings.batch_norm_weight * batch_norm_matching(self._blended(statistics), self.wanted)
+            prior = self.parts.seen("prior_loss", image_prior(self.teacher.network.normalise(images)))
+            return self.settings.prior_weight * prior
+        matching = self.parts.seen("batch_norm_loss", batch_norm_matching(self._blended(statistics), self.wanted))
+        return self.settings.batch_norm_weight * matching
 
     def _blended(self, statistics: list[Statistics]) -> list[Statistics]:
         """Statistics of the batch, mixed with those of the batches before; alone for the very first batch."""
