@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.exporters.bundle import write_file
 from compress.pipeline.device import Compute
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.loop import Distillation
+from compress.pipeline.distillation.recovery import Recovery, eased, memory_for, without_frames
 from compress.pipeline.distillation.schedule import (
     Schedule,
     Speed,
@@ -19,11 +19,11 @@ from compress.pipeline.distillation.schedule import (
     replan,
     seconds_for,
 )
+from compress.pipeline.errors import DivergenceError, MemoryFullError
 from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
 from compress.pipeline.progress import Progress
 from compress.pipeline.records import DistillRecord, HistoryPoint
 from compress.pipeline.settings import Settings
-from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.synthesis.synthesiser import Synthesiser
@@ -42,6 +42,7 @@ def distill(
     folder: Path,
     progress: Progress,
     budget_seconds: float | None = None,
+    remarks: tuple[str, ...] = (),
 ) -> DistillRecord:
     """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
 
@@ -50,18 +51,52 @@ def distill(
     Args:
         embeddings: label-text embeddings `[num_classes, dimension]`.
         budget_seconds: time for this stage; None runs the rounds of the settings.
+        remarks: what the record's notes begin with.
+
+    Raises:
+        MissingResourceError: the memory does not even hold small batches, or the disk is full.
+        DivergenceError: what is learned is not finite, or the loss grows, lower rates notwithstanding.
     """
     teacher = teacher.to(compute.device, torch.channels_last)
-    settings = with_enough_probes(settings, len(embeddings))
-    started = time.monotonic()
-    run = Distillation(teacher, embeddings, plan, settings, compute, folder)
-    first, schedule = run.restore() or (0, _schedule(teacher, embeddings, plan, settings, compute, budget_seconds))
+    recovery = Recovery(folder, settings, progress, remarks)
+    while True:
+        try:
+            return _attempt(teacher, embeddings, plan, settings, compute, recovery, budget_seconds)
+        except (MemoryFullError, DivergenceError) as met:
+            trouble = without_frames(met)
+        recovery.respond(trouble)
+
+
+def _attempt(
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    settings: Settings,
+    compute: Compute,
+    recovery: Recovery,
+    budget_seconds: float | None,
+) -> DistillRecord:
+    """From the last checkpoint, if there is one, to the end.
+
+    Raises:
+        MemoryFullError: the memory does not hold a batch.
+        DivergenceError: what was learned cannot be used.
+    """
+    started, progress, folder = time.monotonic(), recovery.progress, recovery.folder
+    checkpoint = recovery.checkpoint()
+    settings = with_enough_probes(eased(settings, recovery.measures), len(embeddings))
+    run = Distillation(teacher, embeddings, plan, settings, compute, folder, recovery.measures)
+    if checkpoint is None:
+        schedule, spent = _schedule(teacher, embeddings, plan, settings, compute, budget_seconds), 0.0
+        run.save(schedule, spent)
+    else:
+        schedule, spent = run.restore(checkpoint)
     if schedule.speed and budget_seconds and _least_seconds(schedule.speed, settings) > budget_seconds:
         progress.note("The budget is too short for one round and the probes: this run will take longer.")
-    monitor = _monitor(teacher, embeddings, settings, compute)
-    spent = run.history[-1].seconds if run.history else 0.0
+    with memory_for("synthesis"):
+        monitor = _monitor(teacher, embeddings, settings, compute)
     notes: tuple[str, ...] = ()
-    for number in count(first):
+    for number in count(len(run.history)):
         if number == schedule.warmup_rounds:
             schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
         if number >= schedule.total:
@@ -70,10 +105,9 @@ def distill(
             notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
             break
         run.history.append(run.run_round(number, schedule, monitor, started - spent))
-        run.save(number, schedule)
-        write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
+        run.save(schedule, run.history[-1].seconds)
         progress.advance(number + 1, schedule.total, _figures(run.history[-1]))
-    return _finish(run, schedule, teacher, embeddings, plan, notes)
+    return _finish(run, schedule, teacher, embeddings, plan, (*run.measures.notes, *notes))
 
 
 def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings: Settings, compute: Compute) -> Speed:
@@ -101,7 +135,8 @@ def _schedule(
     budget_seconds: float | None,
 ) -> Schedule:
     """The rounds to run, planned from a measurement where there is a budget."""
-    speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
+    with memory_for("synthesis"):
+        speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
     return plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
 
 
@@ -124,7 +159,8 @@ def _finish(
     """Write the stage's files; what is only for continuing is dropped by the stage runner, once nothing can get lost."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
     run.pool.save(run.folder / POOL_FILE)
-    probes = make_probes(teacher, embeddings, run.settings, run.compute)
+    with memory_for("synthesis"):
+        probes = make_probes(teacher, embeddings, run.settings, run.compute)
     probes.save(run.folder / PROBES_FILE)
     learned = [point for point in run.history if point.monitor_agreement is not None]
     return DistillRecord(
