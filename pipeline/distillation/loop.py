@@ -102,6 +102,7 @@ class Distillation:
         learning = number - schedule.warmup_rounds
         save_if_due = partial(self.save_if_due, schedule, epoch)
         self._synthesise(number, learning, save_if_due)
+        self.refuse_divergence()
         kd_loss, agreement = float("nan"), None
         if learning == 0 and not done.losses:
             learner.recalibrate(self.pool.images)
@@ -137,7 +138,7 @@ class Distillation:
         self.refuse_divergence()
         tensors = self._tensors()
         if not all_finite(tensors.values()):
-            raise DivergenceError(f"A weight is not finite in round {len(self.history) + 1}.", self._cure())
+            raise DivergenceError(f"A weight is not finite in round {self._round()}.", self._cure())
         numbers = {
             "best_agreement": self.best_agreement,
             "history": [point.model_dump(mode="json") for point in self.history],
@@ -188,7 +189,7 @@ class Distillation:
         Raises:
             DivergenceError: they are not finite, or far above where they were.
         """
-        done, number = self.done, len(self.history) + 1
+        done, number = self.done, self._round()
         if not all(map(math.isfinite, done.synthesis_losses)):
             raise DivergenceError(f"The loss of a synthetic batch is not finite in round {number}.", self._cure())
         if not done.losses:
@@ -200,6 +201,10 @@ class Distillation:
         earlier = [point.kd_loss for point in self.history if math.isfinite(point.kd_loss)]
         if has_diverged(losses, running_level(losses, earlier, silent)):
             raise DivergenceError(f"The student's loss grew beyond all bounds in round {number}.", self._cure())
+
+    def _round(self) -> int:
+        """The round that was last worked on, counted from 1 as users do."""
+        return max(len(self.history) + (not self.done.is_empty), 1)
 
     def _cure(self) -> str:
         student = "inherited_learning_rate" if self.learner.plan.inherited else "learning_rate"
