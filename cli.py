@@ -16,7 +16,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from compress import __version__
-from compress.pipeline.errors import CompressError, GateError, Interrupted, MissingResourceError, UsageError
+from compress.pipeline.errors import (
+    CompressError,
+    GateError,
+    Interrupted,
+    MissingResourceError,
+    UsageError,
+    is_out_of_memory,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +61,7 @@ class DefaultGroup(TyperGroup):
         except CompressError as error:
             raise _ending(error) from error
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             hint = "Smaller batches need less: --set synthesis.batch_size=50 --set distill.batch_size=64."
             raise _ending(MissingResourceError("The memory is full.", hint)) from error
@@ -108,6 +115,7 @@ EPILOG = """[bold]Other commands[/bold], each with --help
   4    the verdict is not PASS; all files are kept
   5    a dependency, a text encoder, hardware or disk space is missing
   6    no student is small enough
+  7    learning diverged, lower rates notwithstanding
   130  interrupted; the same command continues"""
 
 
@@ -449,15 +457,6 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 def _interrupt(number: int, frame: object) -> None:
     """A polite request to end is like Ctrl-C: stop now, continue later."""
     raise KeyboardInterrupt
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch's own class derives from RuntimeError, and on a CPU it raises that alone; torch need not be imported."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
 
 
 def _ending(error: CompressError) -> typer.Exit:

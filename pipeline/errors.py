@@ -6,11 +6,13 @@ CompressError               1   internal error
 │   └── UnsafeInputError    3   an input that would execute code, or is not what it claims to be
 ├── GateError               4   a gate failed; the artifacts are kept and marked rejected
 ├── MissingResourceError    5   a dependency, encoder, piece of hardware or disk space is missing
+│   └── MemoryFullError     5   a batch does not fit into the memory
 ├── BudgetError             6   no student fits the budget
+├── DivergenceError         7   a loss or a weight grew beyond all bounds
 └── Interrupted           130   stopped by the user; the same command continues
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class CompressError(Exception):
@@ -55,13 +57,37 @@ class MissingResourceError(CompressError):
     exit_code = 5
 
 
+class MemoryFullError(MissingResourceError):
+    """The memory does not hold a batch of this kind of work; smaller ones may fit."""
+
+    def __init__(self, work: Literal["student", "synthesis"]) -> None:
+        setting = "distill.batch_size" if work == "student" else "synthesis.batch_size"
+        super().__init__("The memory is full.", f"Smaller batches need less: --set {setting}=16, for example.")
+        self.work = work
+
+
 class BudgetError(CompressError):
     """No student fits the budget."""
 
     exit_code = 6
 
 
+class DivergenceError(CompressError):
+    """A loss or a weight is not finite, or far above where it was."""
+
+    exit_code = 7
+
+
 class Interrupted(CompressError):
     """The user stopped the run; what was finished is kept."""
 
     exit_code = 130
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch's own class derives from RuntimeError, and on a CPU it raises that alone; torch need not be imported."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

@@ -4,6 +4,7 @@ They come from freshly initialised generators with seeds of their own, so that t
 what fills the pool.
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.exporters.bundle import write_file
 from compress.pipeline.device import Compute, derived_seed
 from compress.pipeline.settings import Settings
 from compress.pipeline.synthesis.augment import Augmentation
@@ -37,7 +39,9 @@ class Probes(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write as `npz`, with time stamps that depend on nothing."""
-        np.savez_compressed(path, **self._asdict())
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **self._asdict())
+        write_file(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> "Probes":

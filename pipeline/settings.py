@@ -143,6 +143,8 @@ class DistillSettings(Section):
     """Decay per step of the running average of the student's weights, which is what is shipped; 0 ships the last."""
     pool_limit: int | None = Field(default=50_000, ge=4)
     """Images the pool holds; beyond it the oldest leave. With null none ever does."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Time between two checkpoints within a round; there is one after every round, too. 0: after each batch and step."""
 
 
 class ProbeSettings(Section):

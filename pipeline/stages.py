@@ -29,7 +29,8 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 STAGE_FILE = "stage.json"
 SOURCES = (".py", ".j2")
-INPUTS_FILE = "inputs.sha256"
+INPUTS_FILE = "inputs.json"
+"""In the folder of a stage that is not whole: a hash of each thing that it reads."""
 SECONDS_FILE = "seconds.json"
 """Where a resumable stage keeps how long it has worked so far."""
 
@@ -51,6 +52,7 @@ def run_stage(
     produce: Callable[[Path], RecordT],
     *,
     resume_files: Sequence[str] = (),
+    on_start_over: Callable[[str], None] = lambda _: None,
 ) -> StageResult:
     """Run `produce` into `folder`, unless the folder already holds what these inputs give.
 
@@ -61,16 +63,21 @@ def run_stage(
         produce: writes its files into the folder it is given and returns the record.
         resume_files: patterns of files by which `produce` continues what an interrupted run with the same inputs left;
             none where it cannot. They are removed when the stage is whole.
+        on_start_over: told what has changed, such as `compute, distill.rounds`, when what an interrupted run left
+            cannot be continued with these inputs.
     """
-    key = _key(folder.name, inputs)
+    read = {"stage": folder.name, "code": code_version(), "packages": package_versions(), "inputs": inputs}
+    key = _digest(read)
+    passing_patterns = (INPUTS_FILE, SECONDS_FILE, *resume_files)
     finished = _finished(folder, key, record_type)
     if finished is not None:
+        _remove_passing(folder, passing_patterns)
         return finished
-    partial = _partial_folder(folder, key, resumable=bool(resume_files))
+    partial = _partial_folder(folder, _hashes(read), bool(resume_files), on_start_over)
     started = time.monotonic() - _seconds_before(partial)
     record = produce(partial)
     seconds = round(time.monotonic() - started, 3)
-    passing = [path for pattern in (INPUTS_FILE, SECONDS_FILE, *resume_files) for path in partial.glob(pattern)]
+    passing = [path for pattern in passing_patterns for path in partial.glob(pattern)]
     kept = [path for path in _files(partial) if path not in passing and path != partial / STAGE_FILE]
     files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in kept}
     content = {"inputs": key, "seconds": seconds, "files": files, "record": record.model_dump(mode="json")}
@@ -78,8 +85,7 @@ def run_stage(
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
-    for path in passing:
-        (folder / path.name).unlink()
+    _remove_passing(folder, passing_patterns)
     return StageResult(record, folder, reused=False, seconds=seconds)
 
 
@@ -121,10 +127,23 @@ def package_versions() -> dict[str, str]:
     return own | {name: version(name) for name in packages}
 
 
-def _key(name: str, inputs: Mapping[str, Any]) -> str:
-    read = {"stage": name, "code": code_version(), "packages": package_versions(), "inputs": inputs}
-    text = json.dumps(read, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _hashes(read: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """A hash of each thing that a stage reads, by its place, such as `inputs.settings.distill.rounds`."""
+    hashes: dict[str, str] = {}
+    for name, value in read.items():
+        here = f"{path}{name}"
+        hashes |= _hashes(value, f"{here}.") if isinstance(value, Mapping) else {here: _digest(value)}
+    return hashes
+
+
+def _remove_passing(folder: Path, patterns: Sequence[str]) -> None:
+    """Files that only served to continue; a process that was killed at the very end has left them."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink()
 
 
 def _finished(folder: Path, key: str, record_type: type[RecordT]) -> StageResult | None:
@@ -142,20 +161,34 @@ def _finished(folder: Path, key: str, record_type: type[RecordT]) -> StageResult
     return StageResult(record, folder, reused=True, seconds=seconds)
 
 
-def _partial_folder(folder: Path, key: str, resumable: bool) -> Path:
+def _partial_folder(
+    folder: Path, hashes: dict[str, str], resumable: bool, on_start_over: Callable[[str], None]
+) -> Path:
     partial = folder.with_name(folder.name + ".partial")
-    marker = partial / INPUTS_FILE
-    if not (resumable and marker.exists() and marker.read_text() == key):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_file(marker, key.encode())
+    before = _json(partial / INPUTS_FILE)
+    if resumable and before == hashes:
+        return partial
+    if resumable and isinstance(before, dict) and _json(partial / SECONDS_FILE):
+        changed = sorted(name for name in before.keys() | hashes.keys() if before.get(name) != hashes.get(name))
+        on_start_over(", ".join(name.removeprefix("inputs.").removeprefix("settings.") for name in changed))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_file(partial / INPUTS_FILE, json.dumps(hashes).encode())
     return partial
 
 
 def _seconds_before(partial: Path) -> float:
     """Time that earlier, interrupted runs of this stage worked, as far as it told us."""
-    spent = partial / SECONDS_FILE
-    return float(json.loads(spent.read_bytes())) if spent.exists() else 0.0
+    spent = _json(partial / SECONDS_FILE)
+    return float(spent) if isinstance(spent, int | float) else 0.0
+
+
+def _json(path: Path) -> Any:
+    """Content of a file; None where there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _files(folder: Path) -> Iterator[Path]:

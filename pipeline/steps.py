@@ -115,17 +115,27 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
         "embeddings": space.sha256("embed", EMBEDDINGS_FILE),
         "student": [plan.name, plan.spec.model_dump(mode="json")],
         "settings": settings.model_dump(
-            mode="json", include={"synthesis", "distill", "probes", "seed", "budget_seconds"}
+            mode="json",
+            include={"synthesis", "distill", "probes", "seed", "budget_seconds"},
+            exclude={"distill": {"checkpoint_seconds"}},
         ),
         "compute": [str(compute.device), compute.bf16, torch.get_num_threads()],
     }
+
+    remarks: list[str] = []
+
+    def start_over(changed: str) -> None:
+        remarks.append(f"What an interrupted run had done cannot be continued, since other than then are: {changed}.")
+        space.progress.note(remarks[-1], "warning")
 
     def produce(folder: Path) -> DistillRecord:
         left = distillation_budget(settings.budget_seconds, space.elapsed())
         curves = Curves(space.folder / "work" / TENSORBOARD_FOLDER) if settings.tensorboard else None
         try:
             return distill_student(
-                space.teacher, space.embeddings(), plan, settings, compute, folder, space.progress, left, curves
+                *(space.teacher, space.embeddings(), plan, settings, compute, folder, space.progress, left),
+                curves=curves,
+                remarks=tuple(remarks),
             )
         finally:
             if curves:
@@ -138,7 +148,9 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
             f"{record.kd_steps:,} steps on {record.pool_images:,} synthetic images"
         )
 
-    record = space.stage("distill", inputs, DistillRecord, produce, summary, resume_files=RESUME_FILES)
+    record = space.stage(
+        "distill", inputs, DistillRecord, produce, summary, resume_files=RESUME_FILES, on_start_over=start_over
+    )
     for note in record.notes:
         space.progress.note(note)
     return record

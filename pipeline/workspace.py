@@ -57,12 +57,13 @@ class Workspace:
         summary: Callable[[RecordT], str],
         *,
         resume_files: Sequence[str] = (),
+        on_start_over: Callable[[str], None] = lambda _: None,
     ) -> RecordT:
         """Announce a stage, run it unless its folder holds what these inputs give, and say in one line what came out."""
         number = STAGES.index(name) + 1
         self.progress.stage_started(number, len(STAGES), name)
         folder = self.folder / "work" / f"{number}-{name}"
-        result = run_stage(folder, inputs, record_type, produce, resume_files=resume_files)
+        result = run_stage(folder, inputs, record_type, produce, resume_files=resume_files, on_start_over=on_start_over)
         self.results[name] = result
         record: RecordT = result.record
         self.progress.stage_finished(summary(record), reused=result.reused, seconds=result.seconds)

@@ -14,7 +14,7 @@ from compress.pipeline import probes
 from compress.pipeline.device import Compute
 from compress.pipeline.distillation import loop
 from compress.pipeline.distillation import stage as module
-from compress.pipeline.distillation.checkpoint import INDEX, RESUME_FILES
+from compress.pipeline.distillation.checkpoint import RESUME_FILES
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.metrics_file import METRICS_FILE
 from compress.pipeline.distillation.schedule import Schedule, Speed, cosine
@@ -443,7 +443,8 @@ def interrupted_call(function: Callable[..., Any], call: int) -> Callable[..., A
         (Synthesiser, "make", 2, ROUNDS),  # while the monitor is made
         (Synthesiser, "make", 6, ROUNDS - 1),  # in the second round, half of its images there
         (Learner, "step", 4, 2),  # in the second round of learning
-        (loop, "save_checkpoint", 5, 1),  # a chunk of the pool written, and no checkpoint
+        (loop, "save_checkpoint", 1, ROUNDS),  # before anything was done
+        (loop, "save_checkpoint", 6, 1),  # a round done, and no checkpoint of it
         (module, "make_probes", 1, 0),  # when all is learned
         (module, "DistillRecord", 1, 0),  # with all results written
     ],
@@ -467,29 +468,47 @@ def test_an_interruption_at_any_moment_does_no_harm(
     assert timeless(record) == timeless(whole[1])
 
 
-@pytest.mark.parametrize("pattern", ["checkpoint-*.safetensors", "pool-00001.safetensors", INDEX])
-def test_a_damaged_checkpoint_is_noticed_and_everything_done_again(
+@pytest.mark.parametrize("pattern", ["checkpoint-*.safetensors", "checkpoint-*.index", "pool-*.safetensors"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     whole: tuple[Path, DistillRecord], tmp_path: Path, pattern: str
 ) -> None:
     interrupt(tmp_path, 4)
-    (damaged,) = tmp_path.glob(pattern)
+    damaged = max(tmp_path.glob(pattern))
     flip_bit(damaged, damaged.stat().st_size // 2)
+    record, heard = run(tmp_path)
+    assert heard == [4, 5]
+    assert results(tmp_path) == results(whole[0])
+    (note,) = record.notes
+    assert note.startswith("The newest checkpoint could not be used, so it goes on from the one before: ")
+    assert damaged.name in note and "changed." in note
+    assert timeless(record.model_copy(update={"notes": ()})) == timeless(whole[1])
+
+
+def test_when_no_checkpoint_is_usable_that_is_told_and_everything_done_again(
+    whole: tuple[Path, DistillRecord], tmp_path: Path
+) -> None:
+    interrupt(tmp_path, 4)
+    flip_bit(min(tmp_path.glob("pool-*.safetensors")), -1)  # images of the first round, which all need
     record, heard = run(tmp_path)
     assert heard == list(range(1, ROUNDS + 1))
     assert results(tmp_path) == results(whole[0])
-    assert timeless(record) == timeless(whole[1])
+    (note,) = record.notes
+    assert note.startswith("The newest checkpoint could not be used, so distillation starts over: pool-000001.saf")
 
 
-def test_another_number_of_threads_starts_over(
+def test_another_number_of_threads_starts_over_and_says_so(
     whole: tuple[Path, DistillRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Sums over threads differ in their last bits, so a run that went on would match neither number.
     interrupt(tmp_path, 4)
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
-    _, heard = run(tmp_path)
+    record, heard = run(tmp_path)
     assert heard == list(range(1, ROUNDS + 1))
     assert results(tmp_path) == results(whole[0])
+    assert record.notes == (
+        f"Distillation starts over: it was begun with {threads} threads, and sums over {threads + 1} differ.",
+    )
 
 
 # Time

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.pipeline.distillation import watching
+from compress.pipeline.distillation.checkpoint import remove_checkpoints
 from compress.pipeline.distillation.metrics_file import METRICS_FILE
 from compress.pipeline.distillation.schedule import Schedule, Speed
 from compress.pipeline.distillation.stage import distill
@@ -311,7 +312,7 @@ def test_a_continued_run_tells_every_round_once(whole: Path, tmp_path: Path, aft
 
 def test_a_run_that_starts_over_forgets_what_was_told(whole: Path, tmp_path: Path) -> None:
     interrupt(tmp_path, 4)
-    (tmp_path / "checkpoint.index").unlink()
+    remove_checkpoints(tmp_path)
     run(tmp_path)
     assert timeless(tmp_path) == timeless(whole)
 

@@ -44,6 +44,8 @@ class Learner:
         self.average.load_state_dict(self.student.state_dict())
         self.first_rate = self.settings.inherited_learning_rate if plan.inherited else self.settings.learning_rate
         self.parts = LossParts()
+        self.micro_batches = 1
+        """Parts that a step is taken in where the memory does not hold all of its images; batch norms see one at a time."""
         self.match_stages = self.settings.stage_weight > 0 and _same_stages(teacher, plan)
         self.optimiser = torch.optim.SGD(
             self.student.parameters(), self.first_rate, self.settings.momentum, weight_decay=self.settings.weight_decay
@@ -54,12 +56,20 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.student.train()
-        loss = self._loss(images)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._gradients(images)
         self.optimiser.step()
         self._average_weights()
-        return loss.detach()
+        return loss
+
+    def _gradients(self, images: Tensor) -> Tensor:
+        """Sum up the gradient over micro-batches of near-equal size, each weighted by its share; returns the loss."""
+        total = torch.zeros((), device=images.device)
+        for part in images.tensor_split(self.micro_batches):
+            loss = self._loss(part) * (len(part) / len(images))
+            loss.backward()
+            total = total + loss.detach()
+        return total
 
     @torch.no_grad()
     def recalibrate(self, images: Tensor) -> None:

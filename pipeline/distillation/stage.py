@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.exporters.bundle import write_file
 from compress.pipeline.device import Compute
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.loop import Distillation
 from compress.pipeline.distillation.metrics_file import append_metrics, restart_metrics
+from compress.pipeline.distillation.recovery import Recovery, eased, memory_for, without_frames
 from compress.pipeline.distillation.samples import write_samples
 from compress.pipeline.distillation.schedule import (
     Schedule,
@@ -24,11 +24,11 @@ from compress.pipeline.distillation.schedule import (
 )
 from compress.pipeline.distillation.tensorboard import Curves
 from compress.pipeline.distillation.watching import Watch
+from compress.pipeline.errors import DivergenceError, MemoryFullError
 from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
 from compress.pipeline.progress import Progress
 from compress.pipeline.records import DistillRecord, HistoryPoint
 from compress.pipeline.settings import Settings
-from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.synthesis.synthesiser import Synthesiser
@@ -49,6 +49,7 @@ def distill(
     progress: Progress,
     budget_seconds: float | None = None,
     curves: Curves | None = None,
+    remarks: tuple[str, ...] = (),
 ) -> DistillRecord:
     """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
 
@@ -59,22 +60,57 @@ def distill(
         embeddings: label-text embeddings `[num_classes, dimension]`.
         budget_seconds: time for this stage; None runs the rounds of the settings.
         curves: where each round is told of, beside `metrics.jsonl`.
+        remarks: what the record's notes begin with.
+
+    Raises:
+        MissingResourceError: the memory does not even hold small batches, or the disk is full.
+        DivergenceError: what is learned is not finite, or the loss grows, lower rates notwithstanding.
     """
     teacher = teacher.to(compute.device, torch.channels_last)
-    settings = with_enough_probes(settings, len(embeddings))
-    started = time.monotonic()
-    run = Distillation(teacher, embeddings, plan, settings, compute, folder)
-    first, schedule = run.restore() or (0, _schedule(teacher, embeddings, plan, settings, compute, budget_seconds))
+    recovery = Recovery(folder, settings, progress, remarks)
+    while True:
+        try:
+            return _attempt(teacher, embeddings, plan, settings, compute, recovery, budget_seconds, curves)
+        except (MemoryFullError, DivergenceError) as met:
+            trouble = without_frames(met)
+        recovery.respond(trouble)
+
+
+def _attempt(
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    settings: Settings,
+    compute: Compute,
+    recovery: Recovery,
+    budget_seconds: float | None,
+    curves: Curves | None,
+) -> DistillRecord:
+    """From the last checkpoint, if there is one, to the end.
+
+    Raises:
+        MemoryFullError: the memory does not hold a batch.
+        DivergenceError: what was learned cannot be used.
+    """
+    started, progress, folder = time.monotonic(), recovery.progress, recovery.folder
+    checkpoint = recovery.checkpoint()
+    settings = with_enough_probes(eased(settings, recovery.measures), len(embeddings))
+    run = Distillation(teacher, embeddings, plan, settings, compute, folder, recovery.measures)
+    if checkpoint is None:
+        schedule, spent = _schedule(teacher, embeddings, plan, settings, compute, budget_seconds), 0.0
+        run.save(schedule, spent)
+    else:
+        schedule, spent = run.restore(checkpoint)
     if schedule.speed and budget_seconds and _least_seconds(schedule.speed, settings) > budget_seconds:
         progress.note("The budget is too short for one round and the probes: this run will take longer.")
-    spent = run.history[-1].seconds if run.history else 0.0
     run.watch = Watch(settings, progress, spent)
-    run.watch.begin(schedule, first)
+    run.watch.begin(schedule, len(run.history))
     restart_metrics(folder, run.history)
-    monitor = _monitor(teacher, embeddings, settings, compute, run.watch.held_out_batch)
+    with memory_for("synthesis"):
+        monitor = _monitor(teacher, embeddings, settings, compute, run.watch.held_out_batch)
     run.watch.expect(teacher, run.learner.average, monitor.images, compute)
     notes: tuple[str, ...] = ()
-    for number in count(first):
+    for number in count(len(run.history)):
         if number == schedule.warmup_rounds:
             schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
             run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
@@ -85,13 +121,12 @@ def distill(
             break
         run.watch.begin(schedule, number)
         run.history.append(run.run_round(number, schedule, monitor, started - spent))
-        run.save(number, schedule)
-        write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
+        run.save(schedule, run.history[-1].seconds)
         append_metrics(folder, run.history[-1])
         if curves:
             curves.add(run.history[-1])
         run.watch.ended(run.history[-1])
-    return _finish(run, schedule, teacher, embeddings, plan, notes)
+    return _finish(run, schedule, teacher, embeddings, plan, (*run.measures.notes, *notes))
 
 
 def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings: Settings, compute: Compute) -> Speed:
@@ -119,7 +154,8 @@ def _schedule(
     budget_seconds: float | None,
 ) -> Schedule:
     """The rounds to run, planned from a measurement where there is a budget."""
-    speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
+    with memory_for("synthesis"):
+        speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
     return plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
 
 
@@ -153,7 +189,8 @@ def _finish(
     run.pool.save(run.folder / POOL_FILE)
     final = write_samples(run.pool, run.folder / FINAL_SAMPLES_FILE, "at the end")
     run.watch.begin(schedule, len(run.history))
-    probes = make_probes(teacher, embeddings, run.settings, run.compute, on_batch=run.watch.held_out_batch)
+    with memory_for("synthesis"):
+        probes = make_probes(teacher, embeddings, run.settings, run.compute, on_batch=run.watch.held_out_batch)
     probes.save(run.folder / PROBES_FILE)
     learned = [point for point in run.history if point.monitor_agreement is not None]
     return DistillRecord(

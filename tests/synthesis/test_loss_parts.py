@@ -1,3 +1,5 @@
+import json
+
 import torch
 
 from compress.pipeline.synthesis.loss_parts import LossParts
@@ -28,3 +30,13 @@ def test_what_is_kept_holds_on_to_no_graph() -> None:
     parts = LossParts()
     parts.seen("one", torch.tensor(3.0, requires_grad=True) * 2)
     assert not parts._sums["one"].requires_grad
+
+
+def test_parts_that_were_saved_go_on_as_if_nothing_had_happened() -> None:
+    parts, continued = LossParts(), LossParts()
+    for value in (0.1, 0.2):
+        parts.seen("kl_loss", torch.tensor(value))
+    continued.restore(json.loads(json.dumps(parts.state())), torch.device("cpu"))
+    for each in (parts, continued):
+        each.seen("kl_loss", torch.tensor(0.7))
+    assert continued.take() == parts.take()
