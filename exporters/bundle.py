@@ -46,6 +46,10 @@ def friendly_os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise MissingResourceError(f"The disk is full: {path} could not be written.", "Free some space.") from error
+        if error.errno == errno.EFBIG:
+            raise MissingResourceError(
+                f"{path} would be larger than files may be here.", "Raise the limit with `ulimit -f`."
+            ) from error
         if error.errno == errno.EIO:
             raise MissingResourceError(f"The disk failed while {path} was written.", "Check the disk.") from error
         if error.errno in _DENIED:

@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -162,6 +163,21 @@ def test_a_full_disk_leaves_what_there_was(tmp_path: Path, monkeypatch: pytest.M
     assert names(tmp_path) == before
     save(tmp_path, 2)
     assert found(tmp_path) == 2
+
+
+def test_a_file_that_the_system_refuses_for_its_size_leaves_what_there_was(tmp_path: Path) -> None:
+    fill(tmp_path, "rr")
+    before, (soft, hard) = names(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = Checkpoint(tensors={"weight": torch.zeros(1 << 20)}, numbers=NUMBERS, between_rounds=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(MissingResourceError, match="would be larger than files may be here"):
+            save_checkpoint(tmp_path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == before
+    save_checkpoint(tmp_path, large)
+    assert load_checkpoint(tmp_path).problems == ()
 
 
 # Damage

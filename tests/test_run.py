@@ -357,7 +357,7 @@ def test_a_full_disk_is_told_and_the_run_continues_when_there_is_room(
     assert result.exit_code == 5
     assert result.stdout == ""
     assert "compress: The disk is full: " in result.stderr
-    assert result.stderr.endswith("Free some space.\n")
+    assert result.stderr.endswith("Free some space. The same command then continues.\n")
     assert not (embedded / "work" / "3-distill").exists()
     assert delivered(embedded) == set()
     full_disk.undo()
