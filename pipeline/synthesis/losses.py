@@ -26,15 +26,18 @@ class Statistics(NamedTuple):
 
 
 class _BatchStatistics(torch.autograd.Function):
-    """Mean and biased variance over images and pixels, with the gradient in one pass over the features.
+    """Mean and biased variance over images and pixels, with one pass over the features each way, whatever their type.
 
-    Autograd through `torch.var_mean` took half the time of synthesis. With M values a channel, d mean / dx = 1 / M and
-    d variance / dx = 2 (x - mean) / M.
+    Autograd through `torch.var_mean` took half the time of synthesis, and float32 copies of bf16 features a tenth. With
+    M values a channel, d mean / dx = 1 / M and d variance / dx = 2 (x - mean) / M, which is affine in x for each
+    channel; so is a batch norm in evaluation mode, whose kernel reads bf16 and computes in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = torch.ops.aten.batch_norm_update_stats(features.float(), None, None, 0.0)
+        # The running statistics, which momentum 0 leaves alone, make the kernel answer in their type.
+        running = torch.zeros(2, features.shape[1], device=features.device)
+        mean, variance = torch.ops.aten.batch_norm_update_stats(features, *running, 0.0)
         ctx.save_for_backward(features, mean)
         return mean, variance
 
@@ -44,10 +47,13 @@ class _BatchStatistics(torch.autograd.Function):
         of_mean, of_variance = gradients
         count = features.numel() / features.shape[1]
         slope = 2 * of_variance / count
-        offset = of_mean / count - mean * slope
-        slope, offset = (value.view(1, -1, 1, 1) for value in (slope, offset))
-        gradient: Tensor = features.float().mul(slope).add_(offset).to(features.dtype)
-        return gradient
+        return _affine(features, slope, of_mean / count - mean * slope)
+
+
+def _affine(features: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """`slope * features + offset` with one `slope` and `offset` `[C]` a channel, computed in float32 in one pass."""
+    zero, one = torch.zeros_like(slope), torch.ones_like(slope)
+    return F.batch_norm(features, zero, one, slope, offset, eps=0.0)
 
 
 def batch_statistics(features: Tensor) -> Statistics:
