@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from compress.pipeline.errors import CompressError, UsageError
 from compress.pipeline.fidelity import proportion
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.records import Proportion
 from compress.pipeline.report import text
 from compress.pipeline.settings import TeacherSettings
 from compress.pipeline.teacher import Teacher, open_teacher
@@ -33,6 +35,14 @@ from compress.pipeline.workspace import COMMAND_FILE
 
 Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
+
+
+class Measured(NamedTuple):
+    """An artifact on real images."""
+
+    accuracy: Proportion
+    agreement: Proportion
+    """With the teacher."""
 
 
 def read_images(path: Path, limit: int | None) -> tuple[Images, NDArray[np.int64]]:
@@ -80,16 +90,23 @@ def answers(folder: Path, teacher: Teacher) -> dict[str, Callable[[Images], Logi
     return {"teacher": TorchRunner(teacher.network), "student.safetensors": TorchRunner(network), **graphs}
 
 
-def measure(folder: Path, teacher: Teacher, images: Images, labels: NDArray[np.int64]) -> Table:
-    """A row an artifact: accuracy, and agreement with the teacher with its 95 % interval."""
-    table = Table("artifact", "accuracy", "agreement", "95 % interval", title=f"{len(images):,} real images")
+def measure(folder: Path, teacher: Teacher, images: Images, labels: NDArray[np.int64]) -> dict[str, Measured]:
+    """Accuracy of every artifact, and its agreement with the teacher, which comes first."""
+    measured: dict[str, Measured] = {}
     wanted: NDArray[np.int64] | None = None
     for name, run in answers(folder, teacher).items():
         classes = run(images).argmax(1)
         wanted = classes if wanted is None else wanted
-        share = proportion(int((classes == wanted).sum()), len(images))
-        accuracy = text.share(proportion(int((classes == labels).sum()), len(images)))
-        table.add_row(name, accuracy, text.share(share), text.interval(share))
+        right, same = (proportion(int((classes == other).sum()), len(images)) for other in (labels, wanted))
+        measured[name] = Measured(accuracy=right, agreement=same)
+    return measured
+
+
+def as_table(measured: dict[str, Measured], count: int) -> Table:
+    """A row an artifact, with the 95 % interval of its agreement."""
+    table = Table("artifact", "accuracy", "agreement", "95 % interval", title=f"{count:,} real images")
+    for name, (accuracy, agreement) in measured.items():
+        table.add_row(name, text.share(accuracy), text.share(agreement), text.interval(agreement))
     return table
 
 
@@ -105,7 +122,8 @@ def main() -> int:
     except CompressError as error:
         parser.exit(error.exit_code, f"{error}\n")
     with torch.inference_mode():
-        Console().print(measure(options.folder, teacher, *read_images(options.data, options.limit)))
+        images, labels = read_images(options.data, options.limit)
+        Console().print(as_table(measure(options.folder, teacher, images, labels), len(images)))
     return 0
 
 

@@ -24,7 +24,8 @@ from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.settings import Settings, SynthesisSettings
 from compress.pipeline.students import build_student
 from compress.pipeline.synthesis.augment import Augmentation
-from compress.pipeline.synthesis.generator import noisy_layers_for, upsamplings_for
+from compress.pipeline.synthesis.generator import upsamplings_for
+from compress.pipeline.synthesis.latents import noisy_layers_for
 from loops.setup import Setup
 
 

@@ -1,0 +1,120 @@
+"""What each switch of distillation is worth: the same teacher and the same time, one switch turned at a time.
+
+    python benchmarks/ablation.py TEACHER --labels FILE --data IMAGES.npz --budget 5m -o FOLDER [ROW ...]
+        [--set KEY=VALUE ...]
+
+Every row is a run of `compress` with the time of `--budget`, measured on real images as `real_agreement.py` does; the run
+never sees them. Measured rows are kept in FOLDER/rows.jsonl and not run again, so that a long table can be made in parts.
+The machine must have nothing else to do: what is equal is the time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from real_agreement import find_teacher, measure, read_images
+
+ROWS: Mapping[str, Sequence[str]] = {
+    "default": (),
+    "random weights": ("student.name=resnet20",),
+    "no stage matching": ("distill.stage_weight=0",),
+    "last weights, not their average": ("distill.average_decay=0",),
+    "last moment, not the best on held-out images": ("distill.selection=last",),
+    "images selected by batch": ("synthesis.selection=batch",),
+    "images selected one by one": ("synthesis.selection=image",),
+    "pool of 1,000 images": ("distill.pool_limit=1000",),
+    "uniform replay": ("distill.replay_priority=0",),
+    "prioritised replay": ("distill.replay_priority=0.6",),
+    "nothing mixed": ("distill.mixing=none",),
+    "CutMix": ("distill.mixing=cutmix",),
+    "Mixup": ("distill.mixing=mixup",),
+    "CutMix or Mixup": ("distill.mixing=both",),
+    "temperature 1": ("distill.temperature=1",),
+    "temperature 20": ("distill.temperature=20",),
+    "latent drawn directly": ("synthesis.latent_source=direct",),
+    "published rates": ("distill.temperature=20", "distill.learning_rate=0.2", "distill.inherited_learning_rate=0.2"),
+}
+"""Each row's name, and the settings that differ from the default recipe's."""
+
+
+def run_row(options: argparse.Namespace, number: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Run `compress` with these settings and measure the student that it delivers."""
+    folder = options.output / f"row-{number:02}"
+    command = [sys.executable, "-m", "compress", options.teacher, "--labels", options.labels, "--target", "onnx", "--quiet"]
+    command += ["--budget", options.budget, "-o", folder]
+    command += [word for setting in (*options.set, *settings) for word in ("--set", setting)]
+    started = time.monotonic()
+    code = subprocess.run([str(word) for word in command], check=False, stdout=subprocess.DEVNULL).returncode
+    if code not in {0, 4}:  # a verdict is what is measured here, not a reason to stop
+        raise SystemExit(f"compress ended with exit code {code}: {' '.join(str(word) for word in command)}")
+    seconds = time.monotonic() - started
+    images, labels = read_images(options.data, options.limit)
+    student = measure(folder, find_teacher(folder, None), images, labels)["student.safetensors"]
+    report = json.loads((folder / "report.json").read_bytes())
+    return {
+        "settings": list(settings),
+        "agreement": student.agreement.model_dump(),
+        "accuracy": student.accuracy.value,
+        "kd_steps": report["student"]["kd_steps"],
+        "images": report["student"]["pool_images"],
+        "seconds": round(seconds),
+    }
+
+
+def table_of(rows: Mapping[str, dict[str, Any]]) -> Table:
+    """Rows in the order of `ROWS`."""
+    table = Table("switch", "agreement on real images", "95 % interval", "steps", "images", "seconds")
+    for name in (name for name in ROWS if name in rows):
+        row = rows[name]
+        agreement = row["agreement"]
+        interval = f"{agreement['low']:.1%} to {agreement['high']:.1%}"
+        counts = (f"{row[key]:,}" for key in ("kd_steps", "images", "seconds"))
+        table.add_row(name, f"{agreement['value']:.1%}", interval, *counts)
+    return table
+
+
+def measured_before(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows that the file holds, by name."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["name"]: row for row in map(json.loads, lines)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("--labels", type=Path, required=True, help="class names, one a line")
+    parser.add_argument("--data", type=Path, required=True, help="real images as npz, see real_agreement.py")
+    parser.add_argument("--budget", required=True, help="time of each run, such as 5m")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder for the runs and their results")
+    parser.add_argument("--set", action="append", default=[], help="a setting of every row, such as threads=2")
+    parser.add_argument("--limit", type=int, help="only so many real images")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
+    options = parser.parse_args()
+    unknown = set(options.rows) - set(ROWS)
+    if unknown:
+        parser.error(f"there is no row '{unknown.pop()}'")
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = options.output / "rows.jsonl"
+    rows = measured_before(results)
+    for number, name in enumerate(ROWS):
+        if name in rows or (options.rows and name not in options.rows):
+            continue
+        with torch.inference_mode():
+            rows[name] = {"name": name} | run_row(options, number, ROWS[name])
+        with results.open("a") as file:
+            file.write(json.dumps(rows[name]) + "\n")
+    Console().print(table_of(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
