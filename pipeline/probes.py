@@ -6,6 +6,7 @@ what fills the pool.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.pipeline.device import Compute, derived_seed
+from compress.pipeline.parallel.world import ALONE
 from compress.pipeline.settings import Settings
 from compress.pipeline.synthesis.augment import Augmentation
 from compress.pipeline.synthesis.pool import as_float
@@ -58,8 +60,10 @@ def held_out_images(
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training.
 
-    With more classes than a batch has images, the batches share the classes out between them.
+    With more classes than a batch has images, the batches share the classes out between them. Each of several processes
+    makes all of them, as one alone would: what a student is judged by must not depend on how many trained it.
     """
+    compute = replace(compute, world=ALONE)
     batch_size, num_classes = settings.synthesis.batch_size, len(embeddings)
     torch.manual_seed(derived_seed(settings.seed, purpose, "classes"))
     dealt = class_sequence(batches * batch_size, num_classes).split(batch_size) if num_classes > batch_size else None

@@ -128,6 +128,8 @@ class DistillRecord(Record):
     """Of the shipped weights, on the held-out images that they were chosen on."""
     history: tuple[HistoryPoint, ...]
     notes: tuple[str, ...] = ()
+    ranks: int = 1
+    """Processes that took part."""
 
 
 class QuantizeRecord(Record):

@@ -2,11 +2,15 @@
 
 Every round is a function of the state before it and of a seed derived from the round's number, so a run that was
 stopped and continued gives the same bits as one that was not, without any random state being stored.
+
+Several processes run the same rounds together, each with its shard of the pool; all else is the same for all of them.
+Only rank 0 reads and writes files, and decides what depends on a clock.
 """
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -50,11 +54,11 @@ class Distillation:
         compute: Compute,
         folder: Path,
     ) -> None:
-        self.settings, self.compute, self.folder = settings, compute, folder
+        self.settings, self.compute, self.folder, self.world = settings, compute, folder, compute.world
         self.learner = Learner(teacher, plan, settings, compute)
         torch.manual_seed(derived_seed(settings.seed, "generator"))
         self.synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
-        self.pool = ImagePool(settings.distill.pool_limit)
+        self.pool = ImagePool(self.world.share(settings.distill.pool_limit))
         self.best: dict[str, Tensor] = {}
         self.best_agreement = -1.0
         self.history: list[HistoryPoint] = []
@@ -65,7 +69,7 @@ class Distillation:
         `epoch` is when distillation began by the monotonic clock, pauses left out.
         """
         settings, learner = self.settings.distill, self.learner
-        torch.manual_seed(derived_seed(self.settings.seed, "round", number))
+        torch.manual_seed(derived_seed(self.settings.seed, "round", number, *self.world.own_seed()))
         learning = number - schedule.warmup_rounds
         life = self.settings.synthesis.generator_life
         if number > 0 and (number % life == 0 if learning < 0 else learning % life == 0):
@@ -76,13 +80,13 @@ class Distillation:
             learner.recalibrate(self.pool.images)
         if learning >= 0:
             losses = [learner.step(*lesson) for lesson in self._lessons(learning, schedule.rounds)]
-            kd_loss = torch.stack(losses).mean().item()
+            kd_loss = self.world.average(torch.stack(losses).mean()).item()
             agreement = monitor.agreement(learner.average)
             self._keep_best(agreement)
         return HistoryPoint(
             round=number,
             kd_steps=max(learning + 1, 0) * settings.kd_steps,
-            pool_images=len(self.pool),
+            pool_images=len(self.pool) * self.world.size,
             synthesis_loss=synthesis_loss,
             kd_loss=kd_loss,
             monitor_agreement=agreement,
@@ -91,6 +95,8 @@ class Distillation:
 
     def save(self, number: int, schedule: Schedule) -> None:
         """Write a checkpoint after round `number` of a schedule."""
+        if not self.world.leads:
+            return
         generator = self.synthesiser.generator.state_dict()
         running = self.synthesiser.running or []
         tensors = {
@@ -109,6 +115,7 @@ class Distillation:
             "best_agreement": self.best_agreement,
             "history": [point.model_dump(mode="json") for point in self.history],
             "threads": torch.get_num_threads(),
+            "ranks": self.world.size,
             "schedule": schedule.model_dump(mode="json"),
         }
         save_checkpoint(self.folder, number, tensors, numbers)
@@ -119,11 +126,11 @@ class Distillation:
         None when there is nothing to continue from. A schedule that was made from a measurement is kept, since the
         next measurement would differ.
         """
-        found = load_checkpoint(self.folder)
-        if found is None or found[2]["threads"] != torch.get_num_threads():
-            remove_checkpoint(self.folder)
+        found = self._last_checkpoint() if self.world.leads else None
+        told = self.world.tell(None if found is None else [found[0], found[2]])
+        if told is None:
             return None
-        number, tensors, numbers = found
+        (number, numbers), tensors = told, self.world.tell_tensors(found[1] if found else None)
         device = self.compute.device
         self.learner.student.load_state_dict(under("student", tensors))
         self.learner.average.load_state_dict(under("average", tensors))
@@ -137,10 +144,24 @@ class Distillation:
         ] or None
         self.best_agreement = numbers["best_agreement"]
         self.history = [HistoryPoint.model_validate(point) for point in numbers["history"]]
-        for chunk in sorted(self.folder.glob("pool-*.safetensors")):
-            made = load_file(chunk)
-            self.pool.add(made["images"].to(device), made["targets"].to(device))
+        for chunk in self.world.tell(sorted(path.name for path in self.folder.glob("pool-*.safetensors"))):
+            made = self.world.tell_tensors(load_file(self.folder / chunk) if self.world.leads else None)
+            self.pool.add(*(self.world.mine(made[name]).to(device) for name in ("images", "targets")))
         return number + 1, Schedule.model_validate(numbers["schedule"])
+
+    def _last_checkpoint(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        """What can be continued to the same bits: by as many threads and processes as wrote it."""
+        found = load_checkpoint(self.folder)
+        if found is None or (found[2]["threads"], found[2]["ranks"]) != (torch.get_num_threads(), self.world.size):
+            remove_checkpoint(self.folder)
+            return None
+        return found
+
+    def joint_pool(self) -> ImagePool:
+        """The shards of all processes in one pool, on rank 0."""
+        pool = ImagePool(len(self.pool) * self.world.size)
+        pool.add(self.world.gathered(self.pool.images), self.world.gathered(self.pool.targets))
+        return pool
 
     def _fill_pool(self, number: int, learning: bool) -> float:
         settings = self.settings.distill
@@ -153,8 +174,9 @@ class Distillation:
         )
         images, targets = self._with_dead_leaves(images, targets)
         self.pool.add(images, targets)
-        chunk = self.folder / f"pool-{number:05}.safetensors"
-        write_tensors(chunk, {"images": images, "targets": targets})
+        chunk = {"images": self.world.gathered(images), "targets": self.world.gathered(targets)}
+        if self.world.leads:
+            write_tensors(self.folder / f"pool-{number:05}.safetensors", chunk)
         return sum(batch.loss for batch in made) / len(made)
 
     def _with_dead_leaves(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +192,7 @@ class Distillation:
         settings = self.settings.distill
         steps = rounds * settings.kd_steps
         for step in range(learning * settings.kd_steps, (learning + 1) * settings.kd_steps):
-            images = self.synthesiser.augmentation(self.pool.sample(settings.batch_size))
+            images = self.synthesiser.augmentation(self.pool.sample(self.world.share(settings.batch_size)))
             yield (
                 images.contiguous(memory_format=torch.channels_last),
                 cosine(step, steps, self.learner.first_rate, settings.final_learning_rate),

@@ -19,8 +19,9 @@ from compress.pipeline.distillation.schedule import (
     replan,
     seconds_for,
 )
+from compress.pipeline.parallel.world import World
 from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
-from compress.pipeline.progress import Progress
+from compress.pipeline.progress import Progress, Silent
 from compress.pipeline.records import DistillRecord, HistoryPoint
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import SECONDS_FILE
@@ -51,8 +52,38 @@ def distill(
         embeddings: label-text embeddings `[num_classes, dimension]`.
         budget_seconds: time for this stage; None runs the rounds of the settings.
     """
+    run, schedule, notes = _learn(teacher, embeddings, plan, settings, compute, folder, progress, budget_seconds)
+    return _finish(run, schedule, teacher, embeddings, plan, notes)
+
+
+def assist(
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    settings: Settings,
+    compute: Compute,
+    folder: Path,
+    budget_seconds: float | None,
+) -> None:
+    """What a process of a rank above 0 does while rank 0 runs `distill`; nothing is written into its `folder`."""
+    run, *_ = _learn(teacher, embeddings, plan, settings, compute, folder, Silent(), budget_seconds)
+    run.joint_pool()
+
+
+def _learn(
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    settings: Settings,
+    compute: Compute,
+    folder: Path,
+    progress: Progress,
+    budget_seconds: float | None,
+) -> tuple[Distillation, Schedule, tuple[str, ...]]:
+    """All rounds; every process runs the same ones, as rank 0 plans them."""
     teacher = teacher.to(compute.device, torch.channels_last)
     settings = with_enough_probes(settings, len(embeddings))
+    world = compute.world
     started = time.monotonic()
     run = Distillation(teacher, embeddings, plan, settings, compute, folder)
     first, schedule = run.restore() or (0, _schedule(teacher, embeddings, plan, settings, compute, budget_seconds))
@@ -63,17 +94,18 @@ def distill(
     notes: tuple[str, ...] = ()
     for number in count(first):
         if number == schedule.warmup_rounds:
-            schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
+            schedule = _told(world, replan(schedule, [point.seconds for point in run.history], settings.distill))
         if number >= schedule.total:
             break
-        if run.best and _too_late(run.history, schedule.deadline):
+        if world.tell(bool(run.best) and _too_late(run.history, schedule.deadline)):
             notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
             break
         run.history.append(run.run_round(number, schedule, monitor, started - spent))
         run.save(number, schedule)
-        write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
+        if world.leads:
+            write_file(folder / SECONDS_FILE, str(run.history[-1].seconds).encode())
         progress.advance(number + 1, schedule.total, _figures(run.history[-1]))
-    return _finish(run, schedule, teacher, embeddings, plan, notes)
+    return run, schedule, notes
 
 
 def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings: Settings, compute: Compute) -> Speed:
@@ -83,7 +115,8 @@ def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings
     few = settings.synthesis.model_copy(update={"steps": min(4, settings.synthesis.steps)})
     synthesiser = Synthesiser(teacher, embeddings, few, compute)
     images = as_float(synthesiser.make().images)
-    batch = images.repeat(-(-settings.distill.batch_size // len(images)), 1, 1, 1)[: settings.distill.batch_size]
+    count = compute.world.share(settings.distill.batch_size)
+    batch = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
     scale = settings.synthesis.steps / few.steps
     return Speed(
         synthesis=scale * seconds_for(synthesiser.make, compute),
@@ -102,7 +135,12 @@ def _schedule(
 ) -> Schedule:
     """The rounds to run, planned from a measurement where there is a budget."""
     speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
-    return plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
+    return _told(compute.world, plan_schedule(settings.distill, settings.probes, speed, budget_seconds))
+
+
+def _told(world: World, schedule: Schedule) -> Schedule:
+    """Rank 0's schedule: clocks differ, and a process that ran fewer rounds would leave the others waiting."""
+    return Schedule.model_validate(world.tell(schedule.model_dump(mode="json")))
 
 
 def _monitor(teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute) -> Monitor:
@@ -123,7 +161,8 @@ def _finish(
 ) -> DistillRecord:
     """Write the stage's files; what is only for continuing is dropped by the stage runner, once nothing can get lost."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
-    run.pool.save(run.folder / POOL_FILE)
+    pool = run.joint_pool()
+    pool.save(run.folder / POOL_FILE)
     probes = make_probes(teacher, embeddings, run.settings, run.compute)
     probes.save(run.folder / PROBES_FILE)
     learned = [point for point in run.history if point.monitor_agreement is not None]
@@ -136,7 +175,8 @@ def _finish(
         rounds=len(learned),
         planned_rounds=schedule.rounds,
         kd_steps=run.history[-1].kd_steps,
-        pool_images=len(run.pool),
+        pool_images=len(pool),
+        ranks=run.world.size,
         probes=len(probes.images),
         monitor_agreement=run.best_agreement,
         history=tuple(run.history),
