@@ -83,6 +83,12 @@ def run_stage(
     return StageResult(record, folder, reused=False, seconds=seconds)
 
 
+def discards_unfinished(folder: Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether `run_stage` would throw away what an interrupted run with other inputs left."""
+    marker = _partial(folder) / INPUTS_FILE
+    return marker.exists() and marker.read_text() != _key(folder.name, inputs)
+
+
 @contextmanager
 def exclusive(work: Path) -> Iterator[None]:
     """Hold the work folder for this process alone; the lock ends with the process, so none is ever stale.
@@ -142,8 +148,12 @@ def _finished(folder: Path, key: str, record_type: type[RecordT]) -> StageResult
     return StageResult(record, folder, reused=True, seconds=seconds)
 
 
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
 def _partial_folder(folder: Path, key: str, resumable: bool) -> Path:
-    partial = folder.with_name(folder.name + ".partial")
+    partial = _partial(folder)
     marker = partial / INPUTS_FILE
     if not (resumable and marker.exists() and marker.read_text() == key):
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,6 +16,7 @@ from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT
 from compress.pipeline.distillation.stage import distill as distill_student
 from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict
 from compress.pipeline.lte import embed_labels
+from compress.pipeline.parallel.follow import Work, hand_out, identity_of
 from compress.pipeline.quantize import quantize as quantize_student
 from compress.pipeline.records import (
     ArtifactFidelity,
@@ -28,6 +29,7 @@ from compress.pipeline.records import (
     TeacherRecord,
     ValidateRecord,
 )
+from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
 from compress.pipeline.tensor_files import write_tensors
@@ -108,11 +110,20 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
         "settings": settings.model_dump(
             mode="json", include={"synthesis", "distill", "probes", "seed", "budget_seconds"}
         ),
-        "compute": [str(compute.device), compute.bf16, torch.get_num_threads()],
+        "compute": [str(compute.device), compute.bf16, torch.get_num_threads(), compute.world.size],
     }
 
     def produce(folder: Path) -> DistillRecord:
         left = distillation_budget(settings.budget_seconds, space.elapsed())
+        work = Work(
+            teacher=identity_of(space.teacher),
+            settings=settings,
+            device=compute.device.type,
+            bf16=compute.bf16,
+            code=code_version(),
+            budget_seconds=left,
+        )
+        hand_out(compute.world, work, space.embeddings())
         return distill_student(space.teacher, space.embeddings(), plan, settings, compute, folder, space.progress, left)
 
     def summary(record: DistillRecord) -> str:

@@ -22,7 +22,7 @@ from compress.pipeline.probes import Probes
 from compress.pipeline.progress import Progress
 from compress.pipeline.records import DistillRecord, Record
 from compress.pipeline.settings import Settings
-from compress.pipeline.stages import StageResult, run_stage
+from compress.pipeline.stages import StageResult, discards_unfinished, run_stage
 from compress.pipeline.teacher import Teacher, open_teacher
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -62,6 +62,11 @@ class Workspace:
         number = STAGES.index(name) + 1
         self.progress.stage_started(number, len(STAGES), name)
         folder = self.folder / "work" / f"{number}-{name}"
+        if resume_files and discards_unfinished(folder, inputs):
+            self.progress.note(
+                "What an earlier run left unfinished here does not go with this one, which has other inputs, settings, code, "
+                "threads or number of processes: it starts anew."
+            )
         result = run_stage(folder, inputs, record_type, produce, resume_files=resume_files)
         self.results[name] = result
         record: RecordT = result.record

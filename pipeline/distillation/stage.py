@@ -122,6 +122,7 @@ def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings
         synthesis=scale * seconds_for(synthesiser.make, compute),
         adversarial_synthesis=scale * seconds_for(lambda: synthesiser.make(learner.student), compute),
         kd_step=seconds_for(lambda: learner.step(batch, learner.first_rate), compute),
+        ranks=compute.world.size,
     )
 
 
