@@ -76,10 +76,20 @@ def test_an_error_of_one_rank_ends_all_with_one_sentence(rank_0: str) -> None:
 def test_a_file_that_one_machine_lacks_ends_the_command_everywhere(
     teacher_file: Path, labels_file: Path, tmp_path: Path
 ) -> None:
-    words = ("-m", "compress", teacher_file, "--labels", labels_file, "--recipe", "smoke", "--target", "onnx")
-    words = (*words, "--device", "cpu", "-o", tmp_path / "out")
-    others = tuple(tmp_path / "absent.pt" if word == teacher_file else word for word in words)
-    (code, out, told), other = ended(start(*words, others=others), 120)
+    options = (
+        "--labels",
+        labels_file,
+        "--recipe",
+        "smoke",
+        "--target",
+        "onnx",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "out",
+    )
+    absent = ("-m", "compress", tmp_path / "absent.pt", *options)
+    (code, out, told), other = ended(start("-m", "compress", teacher_file, *options, others=absent), 120)
     assert (code, out) == (2, "")
     (sentence,) = (line for line in told.splitlines() if line.startswith("compress: "))
     assert sentence.startswith("compress: On rank 1: ") and "absent.pt" in sentence
