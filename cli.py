@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ from compress.pipeline.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from compress.pipeline.parallel.world import World
     from compress.pipeline.records import Finding, ValidateRecord
     from compress.pipeline.run import Delivery
     from compress.pipeline.settings import Settings
@@ -56,15 +58,11 @@ class DefaultGroup(TyperGroup):
         """A known error becomes one sentence, a hint and its exit code."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _ending(Interrupted("Stopped.", "The same command continues where it was.")) from None
-        except CompressError as error:
-            raise _ending(error) from error
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+        except (KeyboardInterrupt, CompressError, MemoryError, RuntimeError) as error:
+            told = _known(error)
+            if told is None:
                 raise
-            hint = "Smaller batches need less: --set synthesis.batch_size=50 --set distill.batch_size=64."
-            raise _ending(MissingResourceError("The memory is full.", hint)) from error
+            raise _ending(told) from error
 
 
 app = typer.Typer(cls=DefaultGroup, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -207,15 +205,22 @@ def run_command(
     command_line = _nested({key: value for key, value in named.items() if value is not None})
     for text in assignments or []:
         command_line = merge(command_line, assignment(text))
-    settings = resolve_settings(command_line, environment=os.environ, config=config)
-    console = _console(quiet)
-    if dry_run:
-        _show_plan(checkpoint, labels, settings, console, as_json)
-        return
-    folder = output or Path(f"{checkpoint.stem}-{settings.target}")
-    delivery = _run(checkpoint, labels, folder, settings, console)
-    _print_delivery(delivery, as_json)
-    raise typer.Exit(exit_code(delivery.report.validation, allow_inconclusive))
+    with _all_processes() as world:
+        settings = resolve_settings(command_line, environment=os.environ, config=config)
+        console = _console(quiet)
+        if dry_run:
+            _show_plan(checkpoint, labels, settings, console, as_json)
+            return
+        if world is not None and not world.leads:
+            code = _follow(checkpoint, settings)
+        else:
+            folder = output or Path(f"{checkpoint.stem}-{settings.target}")
+            delivery = _run(checkpoint, labels, folder, settings, console)
+            _print_delivery(delivery, as_json)
+            code = exit_code(delivery.report.validation, allow_inconclusive)
+            if world is not None:
+                _dismiss(world, code)
+    raise typer.Exit(code)
 
 
 @app.command("inspect")
@@ -318,6 +323,8 @@ def schema_command() -> None:
 def main() -> None:
     """The entry point."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        _fall_silent()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A terminal that lacks a character is no reason to fail.
@@ -363,6 +370,34 @@ def _run(checkpoint: Path, labels: Path, folder: Path, settings: "Settings", con
         return run(checkpoint, labels, folder, settings, progress)
     finally:
         progress.close()
+
+
+def _all_processes() -> "AbstractContextManager[World | None]":
+    """The processes that torchrun started together with this one, of which only rank 0 speaks; None where it is alone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from compress.pipeline.parallel.launch import joined
+
+    return joined(_known, otherwise=_fall_silent)
+
+
+def _follow(checkpoint: Path, settings: "Settings") -> int:
+    from compress.pipeline.parallel.follow import follow
+
+    return follow(checkpoint, settings)
+
+
+def _dismiss(world: "World", code: int) -> None:
+    from compress.pipeline.parallel.follow import dismiss
+
+    dismiss(world, code)
+
+
+def _fall_silent() -> None:
+    """Let what this process and its libraries print go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
@@ -457,6 +492,18 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 def _interrupt(number: int, frame: object) -> None:
     """A polite request to end is like Ctrl-C: stop now, continue later."""
     raise KeyboardInterrupt
+
+
+def _known(error: BaseException) -> CompressError | None:
+    """The error that a user is told for an exception; None for a defect of the program."""
+    if isinstance(error, CompressError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("Stopped.", "The same command continues where it was.")
+    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
+        hint = "Smaller batches need less: --set synthesis.batch_size=50 --set distill.batch_size=64."
+        return MissingResourceError("The memory is full.", hint)
+    return None
 
 
 def _ending(error: CompressError) -> typer.Exit:

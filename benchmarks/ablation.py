@@ -49,7 +49,17 @@ ROWS: Mapping[str, Sequence[str]] = {
 def run_row(options: argparse.Namespace, number: int, settings: Sequence[str]) -> dict[str, Any]:
     """Run `compress` with these settings and measure the student that it delivers."""
     folder = options.output / f"row-{number:02}"
-    command = [sys.executable, "-m", "compress", options.teacher, "--labels", options.labels, "--target", "onnx", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "compress",
+        options.teacher,
+        "--labels",
+        options.labels,
+        "--target",
+        "onnx",
+        "--quiet",
+    ]
     command += ["--budget", options.budget, "-o", folder]
     command += [word for setting in (*options.set, *settings) for word in ("--set", setting)]
     started = time.monotonic()

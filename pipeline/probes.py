@@ -7,6 +7,7 @@ what fills the pool.
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from compress.exporters.bundle import write_file
 from compress.pipeline.device import Compute, derived_seed
+from compress.pipeline.parallel.world import ALONE
 from compress.pipeline.settings import Settings
 from compress.pipeline.synthesis.augment import Augmentation
 from compress.pipeline.synthesis.pool import as_float
@@ -64,8 +66,10 @@ def held_out_images(
     """Images uint8 `[N, C, H, W]` and classes `[N]`, synthesised apart from all training.
 
     With more classes than a batch has images, the batches share the classes out between them. `on_batch` is called after
-    each batch, also those that are thrown away.
+    each batch, also those that are thrown away. Each of several processes makes all of them, as one alone would: what a
+    student is judged by must not depend on how many trained it.
     """
+    compute = replace(compute, world=ALONE)
     batch_size, num_classes = settings.synthesis.batch_size, len(embeddings)
     torch.manual_seed(derived_seed(settings.seed, purpose, "classes"))
     dealt = class_sequence(batches * batch_size, num_classes).split(batch_size) if num_classes > batch_size else None

@@ -159,6 +159,8 @@ class DistillRecord(Record):
     history: tuple[HistoryPoint, ...]
     samples: tuple[SampleGrid, ...] = ()
     notes: tuple[str, ...] = ()
+    ranks: int = 1
+    """Processes that took part."""
 
 
 class QuantizeRecord(Record):

@@ -191,7 +191,7 @@ class Settings(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of synthesis and distillation; `auto` takes bf16 where the hardware multiplies it."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; results are reproducible for a given number of them."""
+    """CPU threads, of all processes on a machine together; results are reproducible for a given number of them."""
     budget_seconds: float | None = Field(default=None, gt=0)
     """Time the whole command may take; rounds are planned to fit. None runs the recipe's rounds."""
     tensorboard: bool = False

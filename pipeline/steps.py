@@ -18,6 +18,7 @@ from compress.pipeline.distillation.tensorboard import FOLDER as TENSORBOARD_FOL
 from compress.pipeline.distillation.tensorboard import Curves
 from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict
 from compress.pipeline.lte import embed_labels
+from compress.pipeline.parallel.follow import Work, hand_out, identity_of
 from compress.pipeline.quantize import quantize as quantize_student
 from compress.pipeline.records import (
     ArtifactFidelity,
@@ -30,6 +31,7 @@ from compress.pipeline.records import (
     TeacherRecord,
     ValidateRecord,
 )
+from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
 from compress.pipeline.tensor_files import write_tensors
@@ -119,7 +121,7 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
             include={"synthesis", "distill", "probes", "seed", "budget_seconds"},
             exclude={"distill": {"checkpoint_seconds"}},
         ),
-        "compute": [str(compute.device), compute.bf16, torch.get_num_threads()],
+        "compute": [str(compute.device), compute.bf16, torch.get_num_threads(), compute.world.size],
     }
 
     remarks: list[str] = []
@@ -130,6 +132,15 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
 
     def produce(folder: Path) -> DistillRecord:
         left = distillation_budget(settings.budget_seconds, space.elapsed())
+        work = Work(
+            teacher=identity_of(space.teacher),
+            settings=settings,
+            device=compute.device.type,
+            bf16=compute.bf16,
+            code=code_version(),
+            budget_seconds=left,
+        )
+        hand_out(compute.world, work, space.embeddings())
         curves = Curves(space.folder / "work" / TENSORBOARD_FOLDER) if settings.tensorboard else None
         try:
             return distill_student(

@@ -506,9 +506,8 @@ def test_another_number_of_threads_starts_over_and_says_so(
     record, heard = run(tmp_path)
     assert heard == list(range(1, ROUNDS + 1))
     assert results(tmp_path) == results(whole[0])
-    assert record.notes == (
-        f"Distillation starts over: it was begun with {threads} threads, and sums over {threads + 1} differ.",
-    )
+    before, now = (f"{count} threads in 1 process" for count in (threads, threads + 1))
+    assert record.notes == (f"Distillation starts over: it was begun with {before}, and sums over {now} differ.",)
 
 
 # Time

@@ -43,6 +43,24 @@ def adder(tmp_path: Path) -> Adder:
     return Adder(tmp_path)
 
 
+def test_what_other_inputs_left_unfinished_is_thrown_away_and_what_changed_is_said(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def interrupted(folder: Path) -> Sum:
+        (folder / "step-1").touch()
+        (folder / SECONDS_FILE).write_text("2.5")
+        raise KeyboardInterrupt
+
+    def run(produce: Callable[[Path], Sum], **inputs: object) -> None:
+        run_stage(tmp_path / "1-sum", inputs, Sum, produce, resume_files=RESUME, on_start_over=told.append)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted, compute=["cpu", 2], settings={"rate": 1, "steps": 3})
+    run(Adder(tmp_path).produce, compute=["cpu", 4], settings={"rate": 1, "steps": 5})
+    assert told == ["compute, steps"]
+    assert not list(tmp_path.rglob("step-1"))
+
+
 def crashing(folder: Path) -> Sum:
     (folder / "half.txt").write_text("hal")
     raise RuntimeError("out of luck")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from compress.pipeline.device import Compute, derived_seed, on_device
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
+from compress.pipeline.parallel.batch_norm import with_joint_batch_norms
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan, build_student, inherit_weights
 from compress.pipeline.students.unfolding import settle, unfolded
@@ -39,7 +40,10 @@ class Learner:
     def __init__(self, teacher: Teacher, plan: StudentPlan, settings: Settings, compute: Compute) -> None:
         torch.manual_seed(derived_seed(settings.seed, "student"))
         self.teacher, self.plan, self.settings, self.compute = teacher, plan, settings.distill, compute
+        self.world = compute.world
         self.student = on_device(build_student(plan, teacher), compute)
+        self.world.copy_from_first(self.student)
+        with_joint_batch_norms(self.student, self.world)
         self.average = on_device(build_student(plan, teacher), compute)
         self.average.load_state_dict(self.student.state_dict())
         self.first_rate = self.settings.inherited_learning_rate if plan.inherited else self.settings.learning_rate
@@ -52,15 +56,19 @@ class Learner:
         )
 
     def step(self, images: Tensor, rate: float) -> Tensor:
-        """One step on images `[N, C, H, W]`; returns the loss, a scalar that stays on the device."""
+        """One step on images `[N, C, H, W]`; returns the loss, a scalar that stays on the device.
+
+        Of several processes, each gives its share of the step's images; the loss is that on all of them.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
         loss = self._gradients(images)
+        self.world.average_gradients(self.student.parameters())
         self.optimiser.step()
         self._average_weights()
-        return loss
+        return self.world.average(loss)
 
     def _gradients(self, images: Tensor) -> Tensor:
         """Sum up the gradient over micro-batches of near-equal size, each weighted by its share; returns the loss."""
@@ -75,7 +83,7 @@ class Learner:
     def recalibrate(self, images: Tensor) -> None:
         """Estimate the student's batch-norm statistics anew: blocks that lost their neighbours see other inputs."""
         # Near-equal batches: one image alone would weigh as much as a full batch, and has no variance at 1x1 pixels.
-        batches = images.tensor_split(max(len(images) // self.settings.batch_size, 1))
+        batches = images.tensor_split(max(len(images) // self.world.share(self.settings.batch_size), 1))
         self._settle_new_norms(batches)
         norms = [module for module in self.student.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
@@ -95,6 +103,8 @@ class Learner:
             return
         source = unfolded(network)
         settle(source, (self.teacher.network.normalise(as_float(batch)) for batch in batches))
+        # Whatever images they see, the network computes the same: those of one process will do for all.
+        self.world.copy_from_first(source)
         inherit_weights(_resnet(self.student), source, self.plan.kept_blocks)
 
     def _loss(self, images: Tensor) -> Tensor:
@@ -107,7 +117,7 @@ class Learner:
             with torch.no_grad():
                 wanted, wanted_stages = self.teacher.logits_and_stage_outputs(images)
             logits, stages = _resnet(self.student).logits_and_stage_outputs(self.student.normalise(images))
-        matching = self.parts.seen("stage_loss", stage_matching(wanted_stages, stages))
+        matching = self.parts.seen("stage_loss", stage_matching(wanted_stages, stages, self.world.average))
         divergence = self.parts.seen("kl_loss", distillation(wanted, logits, temperature))
         return divergence + self.settings.stage_weight * matching
 

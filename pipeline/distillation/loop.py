@@ -3,6 +3,9 @@
 Every synthetic batch and every step of the student is a function of the state before it and of a seed derived from its
 number, so a run that was stopped and continued gives the same bits as one that was not, without any random state being
 stored. A checkpoint may be written after any of them. What it may not depend on is when one was written.
+
+Several processes run the same rounds together, each with its shard of the pool; all else is the same for all of them.
+Only rank 0 reads and writes files, and decides what depends on a clock.
 """
 
 import math
@@ -46,9 +49,6 @@ from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import prefixed, under
 
-DRAWN_ANEW = ("noisy.weight", "noisy.bias", "noisy.latents")
-"""Parameters of a generator that every batch begins with new values of."""
-
 LOOK_EVERY = 50
 """Steps after which the losses are looked at, so that a round of hours does not go on with NaN."""
 
@@ -81,11 +81,12 @@ class Distillation:
         measures: Measures,
     ) -> None:
         self.settings, self.compute, self.folder, self.measures = settings, compute, folder, measures
+        self.world = compute.world
         self.learner = Learner(teacher, plan, settings, compute)
         self.learner.micro_batches = measures.micro_batches
         torch.manual_seed(derived_seed(settings.seed, "generator"))
         self.synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
-        self.pool = ImagePool(settings.distill.pool_limit or NO_LIMIT)
+        self.pool = ImagePool(self.world.share(settings.distill.pool_limit or NO_LIMIT))
         self.best: dict[str, Tensor] = {}
         self.best_agreement = -1.0
         self.history: list[HistoryPoint] = []
@@ -124,7 +125,7 @@ class Distillation:
         return HistoryPoint(
             round=number,
             kd_steps=max(learning + 1, 0) * settings.kd_steps,
-            pool_images=len(self.pool),
+            pool_images=len(self.pool) * self.world.size,
             synthesis_loss=sum(done.synthesis_losses) / len(done.synthesis_losses),
             kd_loss=kd_loss,
             monitor_agreement=agreement,
@@ -135,8 +136,10 @@ class Distillation:
         )
 
     def save_if_due(self, schedule: Schedule, epoch: float) -> None:
-        """Write a checkpoint within a round if the last one was written long enough ago."""
-        if time.monotonic() - self._saved >= self.settings.distill.checkpoint_seconds:
+        """Write a checkpoint within a round if the last one was written long enough ago by the clock of rank 0."""
+        if self.world.size > 1 and len(self.done.losses) % LOOK_EVERY:
+            return  # To ask rank 0 after every step would keep all waiting.
+        if self.world.tell(time.monotonic() - self._saved >= self.settings.distill.checkpoint_seconds):
             self.save(schedule, time.monotonic() - epoch)
 
     def save(self, schedule: Schedule, seconds: float) -> None:
@@ -158,17 +161,19 @@ class Distillation:
             "loss_parts": [parts.state() for parts in self._loss_parts()],
             "seconds": seconds,
             "threads": torch.get_num_threads(),
+            "ranks": self.world.size,
             "schedule": schedule.model_dump(mode="json"),
             "measures": self.measures.model_dump(mode="json"),
         }
         checkpoint = Checkpoint(
             tensors=tensors, numbers=numbers, between_rounds=self.done.is_empty, pool=self._pool_files
         )
-        fresh = [torch.cat(parts) for parts in zip(*self._fresh, strict=True)]
+        fresh = [self.world.gathered(torch.cat(parts)) for parts in zip(*self._fresh, strict=True)]
         named = dict(zip(("images", "targets"), fresh, strict=True)) if fresh else None
-        self._pool_files = save_checkpoint(self.folder, checkpoint, named).pool
         self._fresh, self._saved = [], time.monotonic()
-        write_file(self.folder / SECONDS_FILE, str(round(seconds, 3)).encode())
+        if self.world.leads:
+            self._pool_files = save_checkpoint(self.folder, checkpoint, named).pool
+            write_file(self.folder / SECONDS_FILE, str(round(seconds, 3)).encode())
 
     def restore(self, checkpoint: Checkpoint) -> tuple[Schedule, float]:
         """Be as the run was at a checkpoint; returns its schedule, and how many seconds distillation had taken.
@@ -193,9 +198,9 @@ class Distillation:
         self.done = RoundSoFar(list(numbers["synthesis_losses"]), list(tensors["losses"].to(device).unbind()))
         for parts, state in zip(self._loss_parts(), numbers["loss_parts"], strict=True):
             parts.restore(state, device)
-        for entry in checkpoint.pool:
-            made = pool_chunk(self.folder, entry)
-            self.pool.add(made["images"].to(device), made["targets"].to(device))
+        for entry in self.world.tell(checkpoint.pool):
+            made = self.world.tell_tensors(pool_chunk(self.folder, FileEntry(*entry)) if self.world.leads else None)
+            self.pool.add(*(self.world.mine(made[name]).to(device) for name in ("images", "targets")))
         self._pool_files = checkpoint.pool
         return Schedule.model_validate(numbers["schedule"]), numbers["seconds"]
 
@@ -232,8 +237,9 @@ class Distillation:
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors of a checkpoint but the pool's."""
         # Noisy layers are drawn anew for every batch, and most of a generator.
+        drawn = {f"noisy.{name}" for name in self.synthesiser.generator.noisy.DRAWN}
         generator = {
-            name: tensor for name, tensor in self.synthesiser.generator.state_dict().items() if name not in DRAWN_ANEW
+            name: tensor for name, tensor in self.synthesiser.generator.state_dict().items() if name not in drawn
         }
         return {
             **prefixed("student", self.learner.student.state_dict()),
@@ -249,6 +255,12 @@ class Distillation:
             "losses": torch.stack(self.done.losses) if self.done.losses else torch.empty(0),
         }
 
+    def joint_pool(self) -> ImagePool:
+        """The shards of all processes in one pool, on rank 0."""
+        pool = ImagePool(len(self.pool) * self.world.size)
+        pool.add(self.world.gathered(self.pool.images), self.world.gathered(self.pool.targets))
+        return pool
+
     def _synthesise(self, number: int, learning: int, save_if_due: Callable[[], None]) -> None:
         """Make the batches of a round that are not there yet."""
         settings, losses = self.settings.distill, self.done.synthesis_losses
@@ -256,7 +268,7 @@ class Distillation:
         if not losses:
             self._renew_generator(number, learning)
         for index in range(len(losses), settings.batches if learning >= 0 else settings.warmup_batches):
-            torch.manual_seed(derived_seed(self.settings.seed, "batch", number, index))
+            torch.manual_seed(derived_seed(self.settings.seed, "batch", number, index, *self.world.own_seed()))
             with memory_for("synthesis"):
                 batch = self.watch.batch(self.synthesiser.make(student))
             made = self._with_dead_leaves(batch.images, batch.targets)
@@ -276,10 +288,10 @@ class Distillation:
         settings, losses = self.settings.distill, self.done.losses
         for index in range(len(losses), settings.kd_steps):
             step = learning * settings.kd_steps + index
-            torch.manual_seed(derived_seed(self.settings.seed, "step", step))
+            torch.manual_seed(derived_seed(self.settings.seed, "step", step, *self.world.own_seed()))
             rate = learning_rate(step, rounds, settings, self.learner.first_rate)
             with memory_for("student"):
-                images = self.synthesiser.augmentation(self.pool.sample(settings.batch_size))
+                images = self.synthesiser.augmentation(self.pool.sample(self.world.share(settings.batch_size)))
                 images = images.contiguous(memory_format=torch.channels_last)
                 losses.append(self.watch.step(self.learner.step(images, rate)))
             if len(losses) % LOOK_EVERY == 0:

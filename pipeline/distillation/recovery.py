@@ -14,6 +14,7 @@ import torch
 
 from compress.pipeline.distillation.checkpoint import Checkpoint, load_checkpoint, remove_checkpoints, save_checkpoint
 from compress.pipeline.errors import DivergenceError, MemoryFullError, MissingResourceError, is_out_of_memory
+from compress.pipeline.parallel.world import World
 from compress.pipeline.progress import Progress
 from compress.pipeline.records import Record
 from compress.pipeline.settings import Settings
@@ -88,22 +89,41 @@ def without_frames(error: ErrorT) -> ErrorT:
     return error.with_traceback(None)
 
 
+def _sharing(threads: int, ranks: int) -> str:
+    return f"{threads} threads in {ranks} process{'es' if ranks > 1 else ''}"
+
+
 class Recovery:
     """Where a run continues, and under which measures; says what it does."""
 
-    def __init__(self, folder: Path, settings: Settings, progress: Progress, remarks: tuple[str, ...] = ()) -> None:
-        self.folder, self.settings, self.progress = folder, settings, progress
+    def __init__(
+        self, folder: Path, settings: Settings, progress: Progress, world: World, remarks: tuple[str, ...] = ()
+    ) -> None:
+        self.folder, self.settings, self.progress, self.world = folder, settings, progress, world
         self.measures = Measures(notes=remarks)
 
     def checkpoint(self) -> Checkpoint | None:
-        """The checkpoint to continue from; None to begin. Its measures are taken over."""
+        """The checkpoint to continue from; None to begin. Its measures are taken over.
+
+        Of several processes, only rank 0 reads it, and tells the others.
+        """
+        found = self._last() if self.world.leads else None
+        numbers = self.world.tell(None if found is None else dict(found.numbers))
+        self.measures = Measures.model_validate(self.world.tell(self.measures.model_dump(mode="json")))
+        if numbers is None:
+            return None
+        tensors = self.world.tell_tensors(found.tensors if found else None)
+        return found or Checkpoint(tensors=tensors, numbers=numbers, between_rounds=True)
+
+    def _last(self) -> Checkpoint | None:
         found, problems = load_checkpoint(self.folder)
         if problems:
             consequence = "distillation starts over" if found is None else "it goes on from the one before"
             self._note(f"The newest checkpoint could not be used, so {consequence}: {' '.join(problems)}")
-        if found is not None and found.numbers["threads"] != torch.get_num_threads():
-            before, now = found.numbers["threads"], torch.get_num_threads()
-            self._note(f"Distillation starts over: it was begun with {before} threads, and sums over {now} differ.")
+        here = (torch.get_num_threads(), self.world.size)
+        if found is not None and (found.numbers["threads"], found.numbers["ranks"]) != here:
+            before = _sharing(found.numbers["threads"], found.numbers["ranks"])
+            self._note(f"Distillation starts over: it was begun with {before}, and sums over {_sharing(*here)} differ.")
             found = None
         if found is None:
             remove_checkpoints(self.folder)
@@ -118,14 +138,22 @@ class Recovery:
         always one, and which one does not depend on the clock.
 
         Raises:
-            MemoryFullError: batches are as small as they may be.
+            MemoryFullError: batches are as small as they may be, or there are other processes.
             DivergenceError: rates were halved often enough.
         """
+        if isinstance(trouble, MemoryFullError) and self.world.size > 1:
+            raise trouble  # The other processes wait for this one in the middle of a step.
         diverged = isinstance(trouble, DivergenceError)
         note, update = self._slower(trouble) if isinstance(trouble, DivergenceError) else self._smaller(trouble)
         self.measures = self.measures.model_copy(update=update)
         self._note(note)
-        found, _ = load_checkpoint(self.folder, between_rounds=diverged)
+        if self.world.leads:
+            self._write_measures(between_rounds=diverged)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _write_measures(self, *, between_rounds: bool) -> None:
+        found, _ = load_checkpoint(self.folder, between_rounds=between_rounds)
         if found is None:
             remove_checkpoints(self.folder)
         else:
@@ -135,8 +163,6 @@ class Recovery:
                 tensors=found.tensors, numbers=numbers, between_rounds=found.between_rounds, pool=found.pool
             )
             save_checkpoint(self.folder, again)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _smaller(self, trouble: MemoryFullError) -> tuple[str, dict[str, int]]:
         measures = self.measures

@@ -18,6 +18,13 @@ class Speed(Record):
     synthesis: float
     adversarial_synthesis: float
     kd_step: float
+    ranks: int = 1
+    """Processes that share this work."""
+
+    @property
+    def held_out_synthesis(self) -> float:
+        """Of a batch of held-out images, which no process shares with another."""
+        return self.ranks * self.synthesis
 
     def times(self, factor: float) -> "Speed":
         """Everything slower by a factor."""
@@ -25,6 +32,7 @@ class Speed(Record):
             synthesis=factor * self.synthesis,
             adversarial_synthesis=factor * self.adversarial_synthesis,
             kd_step=factor * self.kd_step,
+            ranks=self.ranks,
         )
 
 
@@ -48,7 +56,7 @@ class Schedule(Record):
 def expected_seconds(schedule: Schedule, speed: Speed, settings: DistillSettings, probes: ProbeSettings) -> float:
     """Seconds for the whole of distillation, held-out images included."""
     return (
-        synthesis_batches_held_out(probes) * speed.synthesis
+        synthesis_batches_held_out(probes) * speed.held_out_synthesis
         + schedule.warmup_rounds * _warmup_seconds(speed, settings)
         + (schedule.total - schedule.warmup_rounds) * _round_seconds(speed, settings)
     )
@@ -70,11 +78,11 @@ def plan_schedule(
         return Schedule(
             warmup_rounds=settings.warmup_rounds, rounds=settings.rounds, deadline=None, end_after=settings.end_after
         )
-    usable = SAFETY * budget_seconds - synthesis_batches_held_out(probes) * speed.synthesis
+    usable = SAFETY * budget_seconds - synthesis_batches_held_out(probes) * speed.held_out_synthesis
     a_warmup, a_round = _warmup_seconds(speed, settings), _round_seconds(speed, settings)
     warmup = min(settings.warmup_rounds, max(1, math.floor(min(usable / 4, usable - a_round) / a_warmup)))
     rounds = max(1, math.floor((usable - warmup * a_warmup) / a_round))
-    reserve = _probe_batches(probes) * speed.synthesis
+    reserve = _probe_batches(probes) * speed.held_out_synthesis
     return Schedule(warmup_rounds=warmup, rounds=rounds, deadline=max(budget_seconds - reserve, 0.0), speed=speed)
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ from compress.pipeline.distillation.schedule import (
 from compress.pipeline.distillation.tensorboard import Curves
 from compress.pipeline.distillation.watching import Watch
 from compress.pipeline.errors import DivergenceError, MemoryFullError
+from compress.pipeline.parallel.world import World
 from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
-from compress.pipeline.progress import Progress
+from compress.pipeline.progress import Progress, Silent
 from compress.pipeline.records import DistillRecord, HistoryPoint
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan
@@ -34,6 +36,8 @@ from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import write_tensors
+
+ResultT = TypeVar("ResultT")
 
 STUDENT_FILE, POOL_FILE, PROBES_FILE = "student.safetensors", "pool.safetensors", "probes.npz"
 WARMUP_SAMPLES_FILE, FINAL_SAMPLES_FILE = "samples-warmup.png", "samples-final.png"
@@ -66,17 +70,45 @@ def distill(
         MissingResourceError: the memory does not even hold small batches, or the disk is full.
         DivergenceError: what is learned is not finite, or the loss grows, lower rates notwithstanding.
     """
-    teacher = teacher.to(compute.device, torch.channels_last)
-    recovery = Recovery(folder, settings, progress, remarks)
+    recovery = Recovery(folder, settings, progress, compute.world, remarks)
+
+    def attempt() -> DistillRecord:
+        run, schedule, notes = _learn(teacher, embeddings, plan, settings, compute, recovery, budget_seconds, curves)
+        return _finish(run, schedule, teacher, embeddings, plan, (*recovery.measures.notes, *notes))
+
+    return _until_whole(attempt, recovery)
+
+
+def assist(
+    teacher: Teacher,
+    embeddings: Tensor,
+    plan: StudentPlan,
+    settings: Settings,
+    compute: Compute,
+    folder: Path,
+    budget_seconds: float | None,
+) -> None:
+    """What a process of a rank above 0 does while rank 0 runs `distill`; nothing is written into its `folder`."""
+    recovery = Recovery(folder, settings, Silent(), compute.world)
+
+    def attempt() -> None:
+        run, *_ = _learn(teacher, embeddings, plan, settings, compute, recovery, budget_seconds, curves=None)
+        run.joint_pool()
+
+    _until_whole(attempt, recovery)
+
+
+def _until_whole(attempt: Callable[[], ResultT], recovery: Recovery) -> ResultT:
+    """Try, respond to trouble, and try again; what cannot be recovered from is raised."""
     while True:
         try:
-            return _attempt(teacher, embeddings, plan, settings, compute, recovery, budget_seconds, curves)
+            return attempt()
         except (MemoryFullError, DivergenceError) as met:
             trouble = without_frames(met)
         recovery.respond(trouble)
 
 
-def _attempt(
+def _learn(
     teacher: Teacher,
     embeddings: Tensor,
     plan: StudentPlan,
@@ -85,14 +117,15 @@ def _attempt(
     recovery: Recovery,
     budget_seconds: float | None,
     curves: Curves | None,
-) -> DistillRecord:
-    """From the last checkpoint, if there is one, to the end.
+) -> tuple[Distillation, Schedule, tuple[str, ...]]:
+    """All rounds from the last checkpoint on, if there is one; every process runs the same ones, as rank 0 plans them.
 
     Raises:
         MemoryFullError: the memory does not hold a batch.
         DivergenceError: what was learned cannot be used.
     """
-    started, progress, folder = time.monotonic(), recovery.progress, recovery.folder
+    started, progress, folder, world = time.monotonic(), recovery.progress, recovery.folder, compute.world
+    teacher = teacher.to(compute.device, torch.channels_last)
     checkpoint = recovery.checkpoint()
     settings = with_enough_probes(eased(settings, recovery.measures), len(embeddings))
     run = Distillation(teacher, embeddings, plan, settings, compute, folder, recovery.measures)
@@ -105,28 +138,31 @@ def _attempt(
         progress.note("The budget is too short for one round and the probes: this run will take longer.")
     run.watch = Watch(settings, progress, spent)
     run.watch.begin(schedule, len(run.history))
-    restart_metrics(folder, run.history)
+    if world.leads:
+        restart_metrics(folder, run.history)
     with memory_for("synthesis"):
         monitor = _monitor(teacher, embeddings, settings, compute, run.watch.held_out_batch)
     run.watch.expect(teacher, run.learner.average, monitor.images, compute)
     notes: tuple[str, ...] = ()
     for number in count(len(run.history)):
         if number == schedule.warmup_rounds:
-            schedule = replan(schedule, [point.seconds for point in run.history], settings.distill)
+            schedule = _told(world, replan(schedule, [point.seconds for point in run.history], settings.distill))
+        if world.leads and number == schedule.warmup_rounds:
             run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
         if number >= schedule.total:
             break
-        if run.best and _too_late(run.history, schedule.deadline):
+        if world.tell(bool(run.best) and _too_late(run.history, schedule.deadline)):
             notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
             break
         run.watch.begin(schedule, number)
         run.history.append(run.run_round(number, schedule, monitor, started - spent))
         run.save(schedule, run.history[-1].seconds)
-        append_metrics(folder, run.history[-1])
+        if world.leads:
+            append_metrics(folder, run.history[-1])
         if curves:
             curves.add(run.history[-1])
         run.watch.ended(run.history[-1])
-    return _finish(run, schedule, teacher, embeddings, plan, (*run.measures.notes, *notes))
+    return run, schedule, notes
 
 
 def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings: Settings, compute: Compute) -> Speed:
@@ -136,12 +172,14 @@ def speed_here(teacher: Teacher, embeddings: Tensor, plan: StudentPlan, settings
     few = settings.synthesis.model_copy(update={"steps": min(4, settings.synthesis.steps)})
     synthesiser = Synthesiser(teacher, embeddings, few, compute)
     images = as_float(synthesiser.make().images)
-    batch = images.repeat(-(-settings.distill.batch_size // len(images)), 1, 1, 1)[: settings.distill.batch_size]
+    count = compute.world.share(settings.distill.batch_size)
+    batch = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
     scale = settings.synthesis.steps / few.steps
     return Speed(
         synthesis=scale * seconds_for(synthesiser.make, compute),
         adversarial_synthesis=scale * seconds_for(lambda: synthesiser.make(learner.student), compute),
         kd_step=seconds_for(lambda: learner.step(batch, learner.first_rate), compute),
+        ranks=compute.world.size,
     )
 
 
@@ -156,7 +194,12 @@ def _schedule(
     """The rounds to run, planned from a measurement where there is a budget."""
     with memory_for("synthesis"):
         speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
-    return plan_schedule(settings.distill, settings.probes, speed, budget_seconds)
+    return _told(compute.world, plan_schedule(settings.distill, settings.probes, speed, budget_seconds))
+
+
+def _told(world: World, schedule: Schedule) -> Schedule:
+    """Rank 0's schedule: clocks differ, and a process that ran fewer rounds would leave the others waiting."""
+    return Schedule.model_validate(world.tell(schedule.model_dump(mode="json")))
 
 
 def _monitor(
@@ -186,8 +229,9 @@ def _finish(
 ) -> DistillRecord:
     """Write the stage's files; what is only for continuing is dropped by the stage runner, once nothing can get lost."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
-    run.pool.save(run.folder / POOL_FILE)
-    final = write_samples(run.pool, run.folder / FINAL_SAMPLES_FILE, "at the end")
+    pool = run.joint_pool()
+    pool.save(run.folder / POOL_FILE)
+    final = write_samples(pool, run.folder / FINAL_SAMPLES_FILE, "at the end")
     run.watch.begin(schedule, len(run.history))
     with memory_for("synthesis"):
         probes = make_probes(teacher, embeddings, run.settings, run.compute, on_batch=run.watch.held_out_batch)
@@ -202,7 +246,8 @@ def _finish(
         rounds=len(learned),
         planned_rounds=schedule.rounds,
         kd_steps=run.history[-1].kd_steps,
-        pool_images=len(run.pool),
+        pool_images=len(pool),
+        ranks=run.world.size,
         probes=len(probes.images),
         monitor_agreement=run.best_agreement,
         history=tuple(run.history),

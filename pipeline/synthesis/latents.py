@@ -4,6 +4,7 @@ Source: NAYER (Tran et al., CVPR 2024, arXiv 2310.00258), section 3.2 and its pu
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ class NoisyLayers(nn.Module):
         latent: values that a layer puts out.
         layers: noisy layers, see `noisy_layers_for`.
     """
+
+    DRAWN: ClassVar = ("weight", "bias")
+    """Parameters that `redraw` gives new values."""
 
     embeddings: Tensor
 
@@ -63,6 +67,9 @@ class DirectLatents(nn.Module):
     weights. What remains different is that a step for one class moves no other, and that E is normalised over the
     classes, not over the batch, without a scale and a shift that are trained.
     """
+
+    DRAWN: ClassVar = ("latents",)
+    """Parameters that `redraw` gives new values."""
 
     factor: Tensor
 

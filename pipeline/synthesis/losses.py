@@ -4,7 +4,7 @@ Source: NAYER (Tran et al., CVPR 2024, arXiv 2310.00258) and its published code;
 (Yin et al., CVPR 2020), the masked adversarial term comes from the same line of work (Fang et al., CMI and Fast-Datafree).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +79,12 @@ def batch_norm_matching(matched: Sequence[Statistics], wanted: Sequence[Statisti
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def image_prior(images: Tensor) -> Tensor:
+def unchanged(value: Tensor) -> Tensor:
+    """The mean over the processes where there is one."""
+    return value
+
+
+def image_prior(images: Tensor, average: Callable[[Tensor], Tensor] = unchanged) -> Tensor:
     """How far images `[N, C, H, W]` are from the simplest statistics that photographs have in common; a scalar.
 
     Stands in for `batch_norm_matching` where a teacher has no batch norm. Images are normalised as for the teacher, so
@@ -90,9 +95,12 @@ def image_prior(images: Tensor) -> Tensor:
 
     Source: Field, "Relations between the statistics of natural images and the response properties of cortical cells",
     JOSA A 1987, for equal variance in octaves; measured on CIFAR-10 for the two constants.
+
+    Args:
+        average: makes means over these images means over those of all processes, see `World.average`.
     """
-    mean = images.float().mean((0, 2, 3))
-    found = octave_covariances(images.float() - mean[:, None, None])
+    mean = average(images.float().mean((0, 2, 3)))
+    found = [average(covariance) for covariance in octave_covariances(images.float() - mean[:, None, None])]
     octaves = len(found) - 1
     correlation = torch.eye(len(mean), device=mean.device).clamp_min(CHANNEL_CORRELATION)
     shares = [1] * octaves + [LARGER_OCTAVES]
@@ -150,13 +158,19 @@ def distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: fl
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def stage_matching(teacher_stages: Sequence[Tensor], student_stages: Sequence[Tensor]) -> Tensor:
+def stage_matching(
+    teacher_stages: Sequence[Tensor], student_stages: Sequence[Tensor], average: Callable[[Tensor], Tensor] = unchanged
+) -> Tensor:
     """Sum over stages of the mean squared difference over the teacher's mean square; a scalar.
 
     Both lists hold `[N, C_s, H_s, W_s]`. The quotient makes stages of different scale count alike.
+
+    Args:
+        average: makes means over these images means over those of all processes, see `World.average`.
     """
-    terms = [
-        F.mse_loss(student.float(), teacher.float()) / teacher.float().square().mean().clamp_min(1e-12)
+    scales = average(torch.stack([teacher.float().square().mean() for teacher in teacher_stages]))
+    differences = [
+        F.mse_loss(student.float(), teacher.float())
         for teacher, student in zip(teacher_stages, student_stages, strict=True)
     ]
-    return torch.stack(terms).sum()
+    return (torch.stack(differences) / scales.clamp_min(1e-12)).sum()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.pipeline.device import Compute, on_device
+from compress.pipeline.parallel.batch_norm import joint_statistics, with_joint_batch_norms
 from compress.pipeline.settings import SynthesisSettings
 from compress.pipeline.synthesis.augment import Augmentation
 from compress.pipeline.synthesis.generator import Generator
@@ -40,13 +41,14 @@ class SyntheticBatch(NamedTuple):
 class Synthesiser:
     """A generator, the optimiser of the moment, and the running batch statistics that outlive the generator.
 
-    Everything random comes from torch's global generator: seed it, and the same images come out.
+    Everything random comes from torch's global generator: seed it, and the same images come out. Several processes
+    share the generator and the images of each batch; each has noisy layers of its own.
     """
 
     def __init__(self, teacher: Teacher, embeddings: Tensor, settings: SynthesisSettings, compute: Compute) -> None:
         self.teacher = teacher
         self.settings = settings
-        self.compute = compute
+        self.compute, self.world = compute, compute.world
         self.embeddings = embeddings.to(compute.device)
         self.augmentation = Augmentation.for_input(teacher.record.input, settings)
         self.wanted = [Statistics(layer.mean, layer.variance) for layer in teacher.bn_statistics]
@@ -64,20 +66,25 @@ class Synthesiser:
         Args:
             student: when given, images are also driven to where it is less sure than the teacher.
             targets: classes `[batch_size]` to make; by default all of them equally often, as far as they fit.
+
+        Of several processes, each makes and returns its share of the batch; `targets` are those of its share.
         """
         self.generator.noisy.redraw()
         if targets is None:
-            targets = balanced_targets(self.settings.batch_size, len(self.embeddings))
+            whole = self.world.share(self.settings.batch_size) * self.world.size
+            targets = self.world.mine(balanced_targets(whole, len(self.embeddings)))
         targets = targets.to(self.compute.device)
         optimiser = torch.optim.Adam(self.generator.parameters(), self.settings.learning_rate, betas=(0.5, 0.999))
         best = SyntheticBatch(torch.empty(0), targets, float("inf"))
         with _frozen(student):
             for _ in range(self.settings.steps):
                 images, loss, statistics = self._step(targets, student)
-                if loss.item() < best.loss or not len(best.images):
-                    best = SyntheticBatch(images, targets, loss.item())
+                joint_loss = self.world.average(loss.detach()).item()
+                if joint_loss < best.loss or not len(best.images):
+                    best = SyntheticBatch(images, targets, joint_loss)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
+                self._average_gradients()
                 optimiser.step()
         self._remember(statistics)
         return SyntheticBatch(as_bytes(best.images), targets, best.loss)
@@ -90,7 +97,7 @@ class Synthesiser:
             augmented = self.augmentation(images).contiguous(memory_format=torch.channels_last)
             logits, bn_inputs = self.teacher.logits_and_bn_inputs(augmented)
             student_logits = None if student is None else student(augmented)
-        statistics = [batch_statistics(features) for features in bn_inputs]
+        statistics = joint_statistics([batch_statistics(features) for features in bn_inputs], self.world)
         loss = self._likeness(images, statistics) + settings.one_hot_weight * self.parts.seen(
             "one_hot_loss", one_hot(logits, targets)
         )
@@ -103,7 +110,8 @@ class Synthesiser:
     def _likeness(self, images: Tensor, statistics: list[Statistics]) -> Tensor:
         """The term that keeps images like those of the teacher's training: by its batch norms, or else by the prior."""
         if not self.wanted:
-            prior = self.parts.seen("prior_loss", image_prior(self.teacher.network.normalise(images)))
+            normalised = self.teacher.network.normalise(images)
+            prior = self.parts.seen("prior_loss", image_prior(normalised, self.world.average))
             return self.settings.prior_weight * prior
         matching = self.parts.seen("batch_norm_loss", batch_norm_matching(self._blended(statistics), self.wanted))
         return self.settings.batch_norm_weight * matching
@@ -115,6 +123,15 @@ class Synthesiser:
         momentum = self.settings.statistics_momentum
         return [blend(new, old, momentum) for new, old in zip(statistics, self.running, strict=True)]
 
+    def _average_gradients(self) -> None:
+        """Of what all processes share; a noisy layer belongs to one of them, and so has but its part of the mean."""
+        noisy = self.generator.noisy
+        own = {id(parameter): parameter for parameter in map(noisy.get_parameter, noisy.DRAWN)}
+        self.world.average_gradients(value for value in self.generator.parameters() if id(value) not in own)
+        for parameter in own.values():
+            if parameter.grad is not None:
+                parameter.grad /= self.world.size
+
     @torch.no_grad()
     def _remember(self, statistics: list[Statistics]) -> None:
         self.running = [Statistics(mean.detach(), variance.detach()) for mean, variance in self._blended(statistics)]
@@ -125,12 +142,17 @@ class Synthesiser:
             self.embeddings.cpu(),
             (record.input.height, record.input.width),
             record.input.channels,
-            layers=noisy_layers_for(settings.batch_size, len(self.embeddings), settings.max_noisy_layers),
+            layers=noisy_layers_for(
+                self.world.share(settings.batch_size), len(self.embeddings), settings.max_noisy_layers
+            ),
             latent=settings.latent,
             width=settings.generator_width,
             latent_source=settings.latent_source,
         )
-        return on_device(generator, self.compute).train()
+        on_device(generator, self.compute).train()
+        self.world.copy_from_first(generator)
+        with_joint_batch_norms(generator, self.world)
+        return generator
 
 
 @contextmanager

@@ -38,7 +38,9 @@ def test_mixup_blends_each_image_with_its_successor_in_its_own_proportion() -> N
     images = torch.cat([torch.zeros(1000, 1, 2, 2), torch.ones(1000, 1, 2, 2)]).view(2, 1000, 1, 2, 2)
     pairs = images.transpose(0, 1).reshape(2000, 1, 2, 2)  # 0, 1, 0, 1, ...
     shares = mixup(pairs)[1::2, 0, 0, 0]  # of the ones, whose neighbours are zeros
-    assert shares.mean().item() == pytest.approx(0.5, abs=0.03)  # uniform: mean 1/2, standard error 0.29 / sqrt(1000) = 0.009
+    assert shares.mean().item() == pytest.approx(
+        0.5, abs=0.03
+    )  # uniform: mean 1/2, standard error 0.29 / sqrt(1000) = 0.009
     assert shares.std().item() == pytest.approx(12**-0.5, abs=0.02)
 
 
