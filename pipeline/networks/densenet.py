@@ -13,6 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of, run
 
 Order = Literal["oldest first", "newest first"]
 
@@ -84,7 +85,7 @@ class DenseNetSpec(NetworkSpec):
 
 
 class DenseLayer(nn.Sequential):
-    """`[N, in, H, W]` to the `[N, growth, H, W]` that it adds."""
+    """`[N, in, H, W]` to `[N, in + growth, H, W]`: what it was given, and what it adds."""
 
     def __init__(self, in_channels: int, spec: DenseNetSpec) -> None:
         layers = [("norm1", nn.BatchNorm2d(in_channels)), ("relu1", nn.ReLU())]
@@ -95,21 +96,17 @@ class DenseLayer(nn.Sequential):
             in_channels, number = spec.bottleneck, 2
         layers += [(f"conv{number}", nn.Conv2d(in_channels, spec.growth, 3, padding=1, bias=False))]
         super().__init__(OrderedDict(layers))
-
-
-class DenseBlock(nn.Module):
-    """Layers of which each sees what all before it put out."""
-
-    def __init__(self, in_channels: int, count: int, spec: DenseNetSpec) -> None:
-        super().__init__()
         self.newest_first = spec.order == "newest first"
-        for index in range(count):
-            self.add_module(f"denselayer{index + 1}", DenseLayer(in_channels + index * spec.growth, spec))
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.children():
-            x = torch.cat((layer(x), x) if self.newest_first else (x, layer(x)), 1)
-        return x
+    def forward(self, input: Tensor) -> Tensor:
+        added = run(self, input)
+        return torch.cat((added, input) if self.newest_first else (input, added), 1)
+
+
+def _block(in_channels: int, count: int, spec: DenseNetSpec) -> nn.Sequential:
+    """Layers of which each sees what all before it put out."""
+    layers = (DenseLayer(in_channels + index * spec.growth, spec) for index in range(count))
+    return nn.Sequential(OrderedDict((f"denselayer{index}", layer) for index, layer in enumerate(layers, start=1)))
 
 
 def _transition(in_channels: int, out_channels: int, spec: DenseNetSpec) -> nn.Sequential:
@@ -132,15 +129,17 @@ def _stem(spec: DenseNetSpec) -> OrderedDict[str, nn.Module]:
     return layers
 
 
-class DenseNet(nn.Module):
+class DenseNet(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: DenseNetSpec
 
     def __init__(self, spec: DenseNetSpec) -> None:
         super().__init__()
         self.spec = spec
         layers, entering = _stem(spec), spec.stem_width
         for index, (count, width) in enumerate(zip(spec.layers, spec.widths, strict=True), start=1):
-            layers[f"denseblock{index}"] = DenseBlock(entering, count, spec)
+            layers[f"denseblock{index}"] = _block(entering, count, spec)
             if index < len(spec.layers):
                 entering = spec.transitions[index - 1]
                 layers[f"transition{index}"] = _transition(width, entering, spec)
@@ -149,7 +148,17 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential(layers)
         self.classifier = nn.Linear(spec.widths[-1], spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(F.relu(self.features(x)), 1)
+    def enter(self, images: Tensor) -> Tensor:
+        layers = self.features.named_children()
+        return run((layer for name, layer in layers if name in ("conv0", "norm0", "relu0", "pool0")), images)
+
+    def stage_list(self) -> list[Stage]:
+        blocks = [self.features.get_submodule(f"denseblock{index + 1}") for index in range(len(self.spec.layers))]
+        transitions = [self.features.get_submodule(f"transition{index}") for index in range(1, len(blocks))]
+        openings: list[tuple[nn.Module, ...]] = [(), *((transition,) for transition in transitions)]
+        return [Stage(opening, blocks_of(block.children())) for opening, block in zip(openings, blocks, strict=True)]
+
+    def leave(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(F.relu(self.features.get_submodule("norm5")(x)), 1)
         logits: Tensor = self.classifier(torch.flatten(x, 1))
         return logits

@@ -4,6 +4,7 @@ Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neur
 Parameters are named as torchvision names them (`features.1.0.block.0.0`, `features.1.0.block.1.fc1`, `classifier.1`).
 """
 
+from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from math import ceil
 from typing import Literal
@@ -97,6 +98,8 @@ def round_channels(channels: float) -> int:
 class EfficientNet(PooledNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
 
+    spec: EfficientNetSpec
+
     def __init__(self, spec: EfficientNetSpec) -> None:
         stem = layer(spec.channels, spec.stem_width, 3, spec.stem_stride, activation="silu", spec=spec)
         blocks = list(map(InvertedResidual, spec.block_inputs, spec.blocks, [spec] * len(spec.blocks)))
@@ -107,3 +110,10 @@ class EfficientNet(PooledNetwork):
         last = nn.Linear(spec.head_width or out, spec.num_classes)
         super().__init__(nn.Sequential(stem, *stages, *head), nn.Sequential(nn.Dropout(0.2), last))
         self.spec = spec
+
+    def blocks(self) -> Iterable[nn.Module]:
+        groups = list(self.features)[1 : 1 + len(self.spec.repeats)]
+        return [block for group in groups for block in group.children()]
+
+    def head(self) -> Iterable[nn.Module]:
+        return list(self.features)[1 + len(self.spec.repeats) :]

@@ -14,6 +14,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 Projected = Literal["activated", "raw"]
 Ending = Literal["relu", "norm", "none"]
@@ -134,8 +135,10 @@ class PreActBlock(nn.Module):
         return residual + (x if self.downsample is None else self.downsample(x if self.projects_raw else activated))
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: PreActResNetSpec
 
     def __init__(self, spec: PreActResNetSpec) -> None:
         super().__init__()
@@ -155,7 +158,14 @@ class PreActResNet(nn.Module):
         self.relu = nn.ReLU() if spec.ending == "relu" else nn.Identity()
         self.fc = nn.Linear(in_channels, spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm(self.stages(self.stem(x))))
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.stem(images)
+        return maps
+
+    def stage_list(self) -> list[Stage]:
+        return [Stage((), blocks_of(stage.children())) for stage in self.stages]
+
+    def leave(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(x))
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return logits

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 Shortcut = Literal["pad", "projection", "linear", "pooled"]
 Zeros = Literal["around", "after"]
@@ -221,8 +222,10 @@ class BottleneckBlock(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet(nn.Module):
+class ResNet(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: ResNetSpec
 
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
@@ -237,23 +240,22 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width, spec.num_classes)
 
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        return maps
+
     @property
     def stages(self) -> list[nn.Sequential]:
         """The stages in order, each a sequence of blocks."""
         modules = [self.get_submodule(f"layer{index}") for index in range(1, len(self.spec.blocks) + 1)]
         return [stage for stage in modules if isinstance(stage, nn.Sequential)]
 
-    def logits_and_stage_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits `[N, num_classes]`, and what each stage puts out, `[N, C_s, H_s, W_s]`."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        outputs = []
-        for stage in self.stages:
-            x = stage(x)
-            outputs.append(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1)), outputs
+    def stage_list(self) -> list[Stage]:
+        return [Stage((), blocks_of(stage)) for stage in self.stages]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits_and_stage_outputs(x)[0]
+    def leave(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
 
 def _stages(spec: ResNetSpec) -> Iterator[nn.Sequential]:

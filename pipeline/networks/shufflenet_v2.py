@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.pipeline.networks.inverted_residual import Kernel
 from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 _WIDTHS: dict[tuple[int, ...], str] = {
     (48, 96, 192): "x0_5",
@@ -102,8 +103,10 @@ def shuffle(maps: Tensor) -> Tensor:
     return shuffled
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: ShuffleNetV2Spec
 
     def __init__(self, spec: ShuffleNetV2Spec) -> None:
         super().__init__()
@@ -120,10 +123,15 @@ class ShuffleNetV2(nn.Module):
         self.conv5 = nn.Sequential(*_pointwise(spec.widths[-1], spec.head_width, spec))
         self.fc = nn.Linear(spec.head_width, spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.conv1(x))
-        for index in range(len(self.spec.widths)):
-            x = self.get_submodule(f"stage{index + 2}")(x)
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.maxpool(self.conv1(images))
+        return maps
+
+    def stage_list(self) -> list[Stage]:
+        stages = (self.get_submodule(f"stage{index + 2}") for index in range(len(self.spec.widths)))
+        return [Stage((), blocks_of(stage.children())) for stage in stages]
+
+    def leave(self, x: Tensor) -> Tensor:
         logits: Tensor = self.fc(self.conv5(x).mean((2, 3)))
         return logits
 

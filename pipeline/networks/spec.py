@@ -1,10 +1,9 @@
 """What every family of architectures has in common: a frozen spec that says how to build its network."""
 
 from abc import abstractmethod
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from compress.pipeline.records import Record
 
@@ -46,11 +45,3 @@ class NetworkSpec(Record):
     def maximum_size(self) -> int | None:
         """The greatest that it can take; None where it takes any."""
         return None
-
-
-@runtime_checkable
-class StagedNetwork(Protocol):
-    """A network that can show what its stages put out, for students that match them."""
-
-    def logits_and_stage_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Normalised images `[N, C, H, W]` to logits `[N, K]` and to what each stage puts out, `[N, C_s, H_s, W_s]`."""

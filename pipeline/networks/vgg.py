@@ -5,6 +5,7 @@ batch norm and the adaptive pooling as torchvision adds them. Parameters are nam
 (`features.0`, `classifier.6`).
 """
 
+from itertools import islice
 from typing import Annotated, Literal
 
 import torch
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.staged import Block, Stage, StagedNetwork, run
 
 Head = Literal["linear", "convolutional"]
 
@@ -77,8 +79,10 @@ class VGGSpec(NetworkSpec):
         return 1 << (len(self.blocks) - (0 if self.last_pool else 1))
 
 
-class VGG(nn.Module):
+class VGG(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: VGGSpec
 
     def __init__(self, spec: VGGSpec) -> None:
         super().__init__()
@@ -86,11 +90,25 @@ class VGG(nn.Module):
         self.features = _features(spec)
         self.classifier = _classifier(spec)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, grid = self.features(x), self.spec.grid
+    def enter(self, images: Tensor) -> Tensor:
+        return images
+
+    def stage_list(self) -> list[Stage]:
+        modules = iter(self.features)
+        layers = 3 if self.spec.batch_norm else 2
+        stages = []
+        for number, widths in enumerate(self.spec.blocks):
+            pool = tuple(islice(modules, 1 if number else 0))
+            blocks: list[Block] = [tuple(islice(modules, layers)) for _ in widths]
+            stages.append(Stage(pool, blocks))
+        return stages
+
+    def leave(self, x: Tensor) -> Tensor:
+        grid = self.spec.grid
+        x = self.features[-1](x) if self.spec.last_pool else x
         if self.spec.head == "convolutional":
             height, width = (max(size, grid) for size in x.shape[2:])
-            x = self.classifier[:-1](F.adaptive_avg_pool2d(x, (height, width)))
+            x = run(list(self.classifier)[:-1], F.adaptive_avg_pool2d(x, (height, width)))
             logits: Tensor = self.classifier[-1](torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         else:
             logits = self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, grid), 1))
