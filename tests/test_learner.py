@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.pipeline.distillation import learner as module
 from compress.pipeline.distillation.learner import Learner, Monitor
+from compress.pipeline.networks import StagedNetwork
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import StudentSettings
-from compress.pipeline.students import plan_student
+from compress.pipeline.students import inheritance, plan_student
 from compress.pipeline.students.unfolding import unfolded
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.teacher import Teacher, open_teacher
@@ -290,14 +290,16 @@ def test_the_student_of_a_folded_teacher_learns_where_one_without_batch_norm_doe
 
 @pytest.mark.parametrize("name", ["inherit-1-1", "resnet8"])
 def test_only_what_was_folded_gets_new_batch_norms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[ResNet] = []
+    made: list[StagedNetwork] = []
 
-    def counted(network: ResNet) -> ResNet:
+    def counted(network: StagedNetwork) -> StagedNetwork:
         made.append(network)
         return unfolded(network)
 
-    monkeypatch.setattr(module, "unfolded", counted)
-    tiny_learner(name).recalibrate(as_bytes(images(32)))
+    learner = tiny_learner(name)
+    folded_learner = tiny_learner(name, teacher=without_batch_norm(tiny_teacher()))
+    monkeypatch.setattr(inheritance, "unfolded", counted)
+    learner.recalibrate(as_bytes(images(32)))
     assert not made
-    tiny_learner(name, teacher=without_batch_norm(tiny_teacher())).recalibrate(as_bytes(images(32)))
+    folded_learner.recalibrate(as_bytes(images(32)))
     assert len(made) == (1 if name == "inherit-1-1" else 0)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.pipeline.device import Compute, derived_seed, on_device
+from compress.pipeline.networks import StagedNetwork, build
 from compress.pipeline.networks.normalised import Normalised
-from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import Settings
-from compress.pipeline.students import StudentPlan, build_student, inherit_weights
-from compress.pipeline.students.unfolding import settle, unfolded
+from compress.pipeline.students import StudentPlan, build_student, donor_of, inherit_weights
+from compress.pipeline.students.unfolding import settle
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.teacher import Teacher
@@ -78,12 +78,11 @@ class Learner:
 
     def _settle_new_norms(self, batches: Sequence[Tensor]) -> None:
         """Where the teacher's batch norms were folded, let its new ones see images before the student inherits them."""
-        network = self.teacher.network.network
-        if self.plan.kept_blocks is None or not isinstance(network, ResNet) or network.spec.batch_norm:
+        if self.plan.kept_blocks is None or self.teacher.bn_statistics:
             return
-        source = unfolded(network)
-        settle(source, (self.teacher.network.normalise(as_float(batch)) for batch in batches))
-        inherit_weights(_resnet(self.student), source, self.plan.kept_blocks)
+        donor = donor_of(self.teacher.network.network)
+        settle(donor, (self.teacher.network.normalise(as_float(batch)) for batch in batches))
+        inherit_weights(_staged(self.student), donor, self.plan.kept_blocks)
 
     def _loss(self, images: Tensor) -> Tensor:
         temperature = self.settings.temperature
@@ -94,7 +93,7 @@ class Learner:
                 return distillation(wanted, self.student(images), temperature)
             with torch.no_grad():
                 wanted, wanted_stages = self.teacher.logits_and_stage_outputs(images)
-            logits, stages = _resnet(self.student).logits_and_stage_outputs(self.student.normalise(images))
+            logits, stages = _staged(self.student).logits_and_stage_outputs(self.student.normalise(images))
         matching = stage_matching(wanted_stages, stages)
         return distillation(wanted, logits, temperature) + self.settings.stage_weight * matching
 
@@ -108,16 +107,18 @@ class Learner:
                 mean.copy_(value)
 
 
-def _resnet(student: Normalised) -> ResNet:
-    if not isinstance(student.network, ResNet):
+def _staged(student: Normalised) -> StagedNetwork:
+    if not isinstance(student.network, StagedNetwork):
         raise TypeError(f"{type(student.network).__name__} has no stages")
     return student.network
 
 
 def _same_stages(teacher: Teacher, plan: StudentPlan) -> bool:
     """Whether the student's stages put out the same shapes as the teacher's."""
-    network = teacher.network.network
-    if not isinstance(network, ResNet):
+    if not isinstance(teacher.network.network, StagedNetwork):
         return False
-    mine, yours = plan.spec, network.spec
-    return (mine.stem, mine.block, mine.widths) == (yours.stem, yours.block, yours.widths)
+    with torch.device("meta"):
+        networks = build(plan.spec).eval(), build(teacher.network.network.spec).eval()
+        blank = torch.empty(1, teacher.record.input.channels, teacher.record.input.height, teacher.record.input.width)
+    mine, yours = ([maps.shape for maps in network.logits_and_stage_outputs(blank)[1]] for network in networks)
+    return mine == yours

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, counts_of
 from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 EPSILON = 1e-6
@@ -82,6 +82,14 @@ class ConvNeXtSpec(NetworkSpec):
     def minimum_size(self) -> int:
         """Height and width in pixels that patches and the halving between stages bring down to one."""
         return self.patch << (len(self.blocks) - 1)
+
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Every block: what changes the shape stands between stages."""
+        return tuple((True,) * count for count in self.blocks)
+
+    def keeping(self, kept: Kept) -> "ConvNeXtSpec":
+        return self.model_copy(update={"blocks": counts_of(kept)})
 
 
 class ChannelNorm(nn.LayerNorm):

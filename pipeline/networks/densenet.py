@@ -5,6 +5,7 @@ as torchvision names them (`features.denseblock1.denselayer1.norm1`, `features.t
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of
 from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of, run
 
 Order = Literal["oldest first", "newest first"]
@@ -49,8 +50,12 @@ class DenseNetSpec(NetworkSpec):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels that each block puts out."""
-        entering = (self.stem_width, *self.transitions)
-        return tuple(width + self.growth * count for width, count in zip(entering, self.layers, strict=True))
+        return tuple(width + self.growth * count for width, count in zip(self.entering, self.layers, strict=True))
+
+    @property
+    def entering(self) -> tuple[int, ...]:
+        """Channels that enter each block."""
+        return self.stem_width, *self.transitions
 
     @property
     def depth(self) -> int:
@@ -82,6 +87,14 @@ class DenseNetSpec(NetworkSpec):
         """
         pixels = 1 << len(self.transitions)
         return pixels if self.stem == "cifar" else 4 * (pixels - 1) + 1
+
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Every dense layer: those behind it then see fewer channels."""
+        return tuple((True,) * count for count in self.layers)
+
+    def keeping(self, kept: Kept) -> "DenseNetSpec":
+        return self.model_copy(update={"layers": counts_of(kept)})
 
 
 class DenseLayer(nn.Sequential):
@@ -162,3 +175,27 @@ class DenseNet(StagedNetwork):
         x = F.adaptive_avg_pool2d(F.relu(self.features.get_submodule("norm5")(x)), 1)
         logits: Tensor = self.classifier(torch.flatten(x, 1))
         return logits
+
+    def inputs_left(self, kept: Kept) -> dict[str, Tensor]:
+        """A dense layer that goes takes its channels with it, out of all that sees them."""
+        left: dict[str, Tensor] = {}
+        last = len(kept) - 1
+        for index, (entering, chosen) in enumerate(zip(self.spec.entering, kept, strict=True)):
+            for position, layer in enumerate(chosen):
+                seen = self._channels(entering, layer, chosen[:position])
+                name = f"features.denseblock{index + 1}.denselayer{layer + 1}"
+                left |= {f"{name}.norm1": seen, f"{name}.conv1": seen}
+            seen = self._channels(entering, self.spec.layers[index], chosen)
+            following = f"features.transition{index + 1}"
+            behind = ("features.norm5", "classifier") if index == last else (f"{following}.norm", f"{following}.conv")
+            left |= dict.fromkeys(behind, seen)
+        return left
+
+    def _channels(self, entering: int, count: int, chosen: Sequence[int]) -> Tensor:
+        """Where what entered and what the chosen layers added lies among what entered and `count` layers added."""
+        growth = self.spec.growth
+        if self.spec.order == "newest first":
+            parts = [torch.arange(growth) + (count - 1 - layer) * growth for layer in reversed(chosen)]
+            return torch.cat([*parts, torch.arange(entering) + count * growth])
+        parts = [torch.arange(growth) + entering + layer * growth for layer in chosen]
+        return torch.cat([torch.arange(entering), *parts])

@@ -4,8 +4,9 @@ Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neur
 Parameters are named as torchvision names them (`features.1.0.block.0.0`, `features.1.0.block.1.fc1`, `classifier.1`).
 """
 
+from collections import Counter
 from collections.abc import Iterable
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from math import ceil
 from typing import Literal
 
@@ -18,7 +19,7 @@ from compress.pipeline.networks.inverted_residual import (
     PooledNetwork,
     layer,
 )
-from compress.pipeline.networks.spec import Count
+from compress.pipeline.networks.spec import Count, Kept, kept_of
 
 _WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
@@ -84,6 +85,13 @@ class EfficientNetSpec(InvertedResidualSpec):
         """Height and width in pixels of the images that this scale was made for."""
         usual = super().usual_size
         return _SCALING[self.scale][2] if self.scale and usual == 224 else usual
+
+    def keeping(self, kept: Kept) -> "EfficientNetSpec":
+        """A group of which no block stays disappears."""
+        groups = iter([group for group, count in enumerate(self.repeats) for _ in range(count)])
+        left = Counter(kept_of([list(islice(groups, len(stage))) for stage in self.stages], kept))
+        repeats = tuple(left[group] for group in range(len(self.repeats)) if left[group])
+        return self.model_copy(update={"blocks": tuple(kept_of(self.stages, kept)), "repeats": repeats})
 
 
 def round_channels(channels: float) -> int:

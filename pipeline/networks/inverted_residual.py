@@ -8,13 +8,13 @@ Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 from collections.abc import Iterable
 from itertools import islice
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, kept_of
 from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of, run
 from compress.pipeline.records import Record
 
@@ -113,6 +113,19 @@ class InvertedResidualSpec(NetworkSpec):
                 stages.append([])
             stages[-1].append(block)
         return stages
+
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """The residual blocks proper."""
+        return tuple(tuple(block.shortcut == "identity" for block in stage) for stage in self.stages)
+
+    def keeping(self, kept: Kept) -> "InvertedResidualSpec":
+        return self.model_copy(update={"blocks": tuple(kept_of(self.stages, kept))})
+
+    @property
+    def learnable(self) -> Self:
+        """A batch norm takes over the bias of its convolution."""
+        return self if self.batch_norm else self.model_copy(update={"batch_norm": True, "bias": False})
 
     @property
     def reduction(self) -> int:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of, same_width_droppable
 from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 Projected = Literal["activated", "raw"]
@@ -98,6 +98,14 @@ class PreActResNetSpec(NetworkSpec):
     def minimum_size(self) -> int:
         """Height and width in pixels that the strides before the last stage bring down to one."""
         return 1 << max(len(self.blocks) - 2, 0)
+
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        widths = [width * self.expansion for width in self.widths]
+        return same_width_droppable(self.blocks, widths, self.stem_width)
+
+    def keeping(self, kept: Kept) -> "PreActResNetSpec":
+        return self.model_copy(update={"blocks": counts_of(kept)})
 
 
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int, spec: PreActResNetSpec) -> nn.Conv2d:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of, same_width_droppable
 from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 Shortcut = Literal["pad", "projection", "linear", "pooled"]
@@ -128,6 +128,20 @@ class ResNetSpec(NetworkSpec):
     def minimum_size(self) -> int:
         """Height and width in pixels that the strides before the last stage bring down to one."""
         return (1 if self.stem == "cifar" else 4) << max(len(self.blocks) - 2, 0)
+
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        widths = [width * self.expansion for width in self.widths]
+        return same_width_droppable(self.blocks, widths, self.stem_width)
+
+    def keeping(self, kept: Kept) -> "ResNetSpec":
+        return self.model_copy(update={"blocks": counts_of(kept)})
+
+    @property
+    def learnable(self) -> "ResNetSpec":
+        """Option-A shortcuts as 1x1 convolutions that compute the same: they fuse on the device, and learn."""
+        shortcut = "linear" if self.shortcut == "pad" else self.shortcut
+        return self.model_copy(update={"shortcut": shortcut, "batch_norm": True})
 
 
 class PadShortcut(nn.Module):

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress.pipeline.networks.inverted_residual import Kernel
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of
 from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 _WIDTHS: dict[tuple[int, ...], str] = {
@@ -76,13 +76,26 @@ class ShuffleNetV2Spec(NetworkSpec):
         """Height and width in pixels that the strides before the last stage bring down to one."""
         return (4 if self.stem == "imagenet" else 1) << (len(self.widths) - 1)
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """The units without stride."""
+        return tuple((False,) + (True,) * (count - 1) for count in self.repeats)
+
+    def keeping(self, kept: Kept) -> "ShuffleNetV2Spec":
+        return self.model_copy(update={"repeats": counts_of(kept)})
+
+    @property
+    def learnable(self) -> "ShuffleNetV2Spec":
+        """A batch norm takes over the bias of its convolution."""
+        return self if self.batch_norm else self.model_copy(update={"batch_norm": True, "bias": False})
+
 
 class ShuffleUnit(nn.Module):
     """Half of the channels pass a bottleneck, or all where it strides. `[N, in, H, W]` to `[N, out, H / s, W / s]`."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, spec: ShuffleNetV2Spec) -> None:
         super().__init__()
-        half = out_channels // 2
+        self.half = half = out_channels // 2
         inner = in_channels if stride > 1 and spec.inner == "in" else half
         self.branch1 = nn.Sequential()
         if stride > 1:
@@ -93,7 +106,8 @@ class ShuffleUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, changed = (x, x) if len(self.branch1) else x.chunk(2, dim=1)
+        # Slices, since older operator sets cannot express a split into equal parts.
+        kept, changed = (x, x) if len(self.branch1) else (x[:, : self.half], x[:, self.half :])
         return shuffle(torch.cat((self.branch1(kept), self.branch2(changed)), dim=1))
 
 

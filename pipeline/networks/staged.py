@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import NetworkSpec
+from compress.pipeline.networks.spec import Kept, NetworkSpec
 
 Block = tuple[nn.Module, ...]
 """Modules that run one after the other and are kept or dropped together."""
@@ -38,6 +38,10 @@ class StagedNetwork(nn.Module):
     def leave(self, x: Tensor) -> Tensor:
         """What the last stage puts out, to logits `[N, num_classes]`."""
         raise NotImplementedError
+
+    def inputs_left(self, kept: Kept) -> dict[str, Tensor]:
+        """Names of the layers that see less once only the kept blocks are there, and which input channels are left."""
+        return {}
 
     def as_maps(self, x: Tensor) -> Tensor:
         """What a stage puts out, as `[N, C_s, H_s, W_s]`."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, counts_of
 from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 EPSILON = 1e-6
@@ -71,6 +71,15 @@ class ViTSpec(NetworkSpec):
         return self.stages or tuple(end - start for start, end in pairwise(ends))
 
     @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Every layer."""
+        return tuple((True,) * count for count in self.stage_depths)
+
+    def keeping(self, kept: Kept) -> "ViTSpec":
+        counts = counts_of(kept)
+        return self.model_copy(update={"depth": sum(counts), "stages": counts})
+
+    @property
     def letter(self) -> str | None:
         """What the field calls this depth and width; None where it has no name."""
         return _LETTERS.get((self.width, self.depth))
@@ -113,8 +122,8 @@ class Attention(nn.Module):
         self.project = nn.Linear(spec.width, spec.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        parts = torch.cat([layer(tokens) for layer in self.inputs], -1).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        parts = torch.cat([layer(tokens) for layer in self.inputs], -1).unflatten(-1, (3, self.heads, -1))
+        query, key, value = (parts[:, :, index].transpose(1, 2) for index in range(3))
         attended = F.scaled_dot_product_attention(query, key, value)  # [N, heads, T, width / heads]
         out: Tensor = self.project(attended.transpose(1, 2).flatten(2))
         return out
