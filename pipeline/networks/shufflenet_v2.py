@@ -95,7 +95,7 @@ class ShuffleUnit(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, spec: ShuffleNetV2Spec) -> None:
         super().__init__()
-        self.half = half = out_channels // 2
+        self.passing = half = out_channels // 2
         inner = in_channels if stride > 1 and spec.inner == "in" else half
         self.branch1 = nn.Sequential()
         if stride > 1:
@@ -107,7 +107,7 @@ class ShuffleUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Slices, since older operator sets cannot express a split into equal parts.
-        kept, changed = (x, x) if len(self.branch1) else (x[:, : self.half], x[:, self.half :])
+        kept, changed = (x, x) if len(self.branch1) else (x[:, : self.passing], x[:, self.passing :])
         return shuffle(torch.cat((self.branch1(kept), self.branch2(changed)), dim=1))
 
 
