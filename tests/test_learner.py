@@ -241,6 +241,22 @@ def test_a_student_that_lost_blocks_agrees_better_after_recalibration() -> None:
     assert divergence() < before
 
 
+def test_the_student_inherits_the_blocks_that_images_show_to_be_needed() -> None:
+    teacher = tiny_teacher(blocks=(3, 3))
+    for name in ("layer1.0", "layer2.1"):
+        for parameter in teacher.network.network.get_submodule(name).get_submodule("bn2").parameters():
+            nn.init.zeros_(parameter)  # The block adds nothing to its input.
+    learner = tiny_learner("inherit-2-2", teacher=teacher)
+    assert learner.kept_blocks == ((0, 2), (0, 2))
+    learner.recalibrate(as_bytes(images(32)))
+    assert learner.kept_blocks == ((1, 2), (0, 2))
+    for mine, yours in (("layer1.0", "layer1.1"), ("layer1.1", "layer1.2"), ("layer2.1", "layer2.2")):
+        weight = f"network.{mine}.conv1.weight"
+        assert torch.equal(
+            learner.average.get_parameter(weight), teacher.network.get_parameter(f"network.{yours}.conv1.weight")
+        )
+
+
 # A teacher whose batch norms were folded
 
 

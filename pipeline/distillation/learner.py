@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from compress.pipeline.device import Compute, derived_seed, on_device
 from compress.pipeline.networks import StagedNetwork, build
 from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.networks.spec import counts_of
 from compress.pipeline.settings import Settings
 from compress.pipeline.students import StudentPlan, build_student, donor_of, inherit_weights
+from compress.pipeline.students.choice import IMAGES, choose_blocks
 from compress.pipeline.students.unfolding import settle
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.synthesis.pool import as_float
@@ -37,7 +39,8 @@ class Learner:
 
     def __init__(self, teacher: Teacher, plan: StudentPlan, settings: Settings, compute: Compute) -> None:
         torch.manual_seed(derived_seed(settings.seed, "student"))
-        self.teacher, self.plan, self.settings, self.compute = teacher, plan, settings.distill, compute
+        self.teacher, self.settings, self.compute = teacher, settings.distill, compute
+        self.kept_blocks = plan.kept_blocks
         self.student = on_device(build_student(plan, teacher), compute)
         self.average = on_device(build_student(plan, teacher), compute)
         self.average.load_state_dict(self.student.state_dict())
@@ -61,10 +64,13 @@ class Learner:
 
     @torch.no_grad()
     def recalibrate(self, images: Tensor) -> None:
-        """Estimate the student's batch-norm statistics anew: blocks that lost their neighbours see other inputs."""
+        """Choose the blocks to inherit, and estimate the student's batch-norm statistics anew.
+
+        Blocks that lost their neighbours see other inputs. `images` are the pool's, uint8 `[N, C, H, W]`.
+        """
         # Near-equal batches: one image alone would weigh as much as a full batch, and has no variance at 1x1 pixels.
         batches = images.tensor_split(max(len(images) // self.settings.batch_size, 1))
-        self._settle_new_norms(batches)
+        self._inherit(images, batches)
         norms = [module for module in self.student.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
@@ -76,13 +82,19 @@ class Learner:
             norm.momentum = 0.1
         self.average.load_state_dict(self.student.state_dict())
 
-    def _settle_new_norms(self, batches: Sequence[Tensor]) -> None:
-        """Where the teacher's batch norms were folded, let its new ones see images before the student inherits them."""
-        if self.plan.kept_blocks is None or self.teacher.bn_statistics:
+    def _inherit(self, images: Tensor, batches: Sequence[Tensor]) -> None:
+        """Take those blocks of the teacher that images show to be needed most.
+
+        Where the teacher's batch norms were folded, its new ones see images before the student inherits them.
+        """
+        if self.kept_blocks is None:
             return
-        donor = donor_of(self.teacher.network.network)
-        settle(donor, (self.teacher.network.normalise(as_float(batch)) for batch in batches))
-        inherit_weights(_staged(self.student), donor, self.plan.kept_blocks)
+        donor, normalise = donor_of(self.teacher.network.network), self.teacher.network.normalise
+        if not self.teacher.bn_statistics:
+            settle(donor, (normalise(as_float(batch)) for batch in batches))
+        shown = images[torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long()]
+        self.kept_blocks = choose_blocks(donor, counts_of(self.kept_blocks), normalise(as_float(shown)))
+        inherit_weights(_staged(self.student), donor, self.kept_blocks)
 
     def _loss(self, images: Tensor) -> Tensor:
         temperature = self.settings.temperature

@@ -110,6 +110,7 @@ class Distillation:
             "history": [point.model_dump(mode="json") for point in self.history],
             "threads": torch.get_num_threads(),
             "schedule": schedule.model_dump(mode="json"),
+            "kept_blocks": self.learner.kept_blocks,
         }
         save_checkpoint(self.folder, number, tensors, numbers)
 
@@ -128,6 +129,8 @@ class Distillation:
         self.learner.student.load_state_dict(under("student", tensors))
         self.learner.average.load_state_dict(under("average", tensors))
         restore_momentum(self.learner.optimiser, under("momentum", tensors))
+        kept = numbers["kept_blocks"]
+        self.learner.kept_blocks = None if kept is None else tuple(tuple(stage) for stage in kept)
         self.synthesiser.generator.load_state_dict(under("generator", tensors))
         self.best = {name: tensor.to(device) for name, tensor in under("best", tensors).items()}
         running = under("running", tensors)

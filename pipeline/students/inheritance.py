@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from compress.pipeline.networks import StagedNetwork
+from compress.pipeline.networks import StagedNetwork, build
 from compress.pipeline.networks.resnet import PadShortcut, ResNet
 from compress.pipeline.networks.spec import Kept
 from compress.pipeline.networks.staged import Block
@@ -33,10 +33,22 @@ def inherit_weights(student: StagedNetwork, donor: StagedNetwork, kept: Kept) ->
         donor: what `donor_of` gives.
         kept: positions of blocks in the donor's stages.
     """
+    student.load_state_dict(_weights_for(student, donor, kept))
+
+
+def thinned(donor: StagedNetwork, kept: Kept) -> StagedNetwork:
+    """A network of the kept blocks that shares its tensors with the donor as far as it can, in evaluation mode."""
+    with torch.device("meta"):
+        network = build(donor.spec.keeping(kept))
+    network.load_state_dict(_weights_for(network, donor, kept), assign=True)
+    return network.eval()
+
+
+def _weights_for(student: StagedNetwork, donor: StagedNetwork, kept: Kept) -> dict[str, Tensor]:
     weights, left = donor.state_dict(), donor.inputs_left(kept)
     for layer, inputs in left.items():
         weights |= _with_inputs(layer, donor.get_submodule(layer), inputs)
-    student.load_state_dict({mine: weights[yours] for mine, yours in corresponding(student, donor, kept).items()})
+    return {mine: weights[yours] for mine, yours in corresponding(student, donor, kept).items()}
 
 
 def corresponding(student: StagedNetwork, donor: StagedNetwork, kept: Kept) -> dict[str, str]:
