@@ -9,6 +9,7 @@ from pydantic import computed_field
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.records import EmbeddingRecord, Finding, TeacherRecord
+from compress.pipeline.students.inheriting import block_counts, dashed, least_counts, spec_of
 from compress.pipeline.teacher import open_teacher
 from compress.pipeline.teacher.diagnosis import by_gravity
 from compress.pipeline.teacher.readers.formats import printable
@@ -44,8 +45,20 @@ class Inspection(TeacherRecord):
             "input from": image.source,
             "output": self.output,
             "batch-norm layers": str(self.batch_norm_layers),
+            "student": student_outlook(self),
             "recognised because": "\n".join(self.reasons),
         }
+
+
+def student_outlook(teacher: TeacherRecord) -> str:
+    """Whether a student can start from the teacher's blocks, and which depths it can have."""
+    spec = spec_of(teacher)
+    if spec is None:
+        return "starts from random weights: nothing is known of the teacher's blocks"
+    most, least = block_counts(spec), least_counts(spec)
+    if most == least:
+        return f"starts from random weights: the teacher's {dashed(most)} blocks a stage can do without none"
+    return f"can start from the teacher's blocks: {dashed(least)} to {dashed(most)} a stage (--student inherit-...)"
 
 
 def outlook(findings: tuple[Finding, ...]) -> str:

@@ -146,6 +146,8 @@ class DistillRecord(Record):
     spec: dict[str, Any]
     inherited: bool
     """Whether the student was derived from the teacher rather than initialised at random."""
+    kept_blocks: tuple[tuple[int, ...], ...] | None = None
+    """Of such a student: the positions of the blocks of each of the teacher's stages that it began with."""
     parameters: int
     warmup_rounds: int
     rounds: int

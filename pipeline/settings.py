@@ -7,7 +7,7 @@ Only values that somebody set take part; an unknown key is an error that names t
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,8 @@ DEFAULT_RECIPE = "default"
 
 LatentSource = Literal["noisy_layer", "direct"]
 Synonyms = Literal["fewest", "all"]
+Mixing = Literal["none", "cutmix", "mixup", "both"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -74,7 +76,7 @@ class SynthesisSettings(Section):
 
     batch_size: int = Field(default=100, ge=2)
     """Images a synthetic batch; every class appears in it equally often, or a random share of them where not all fit."""
-    steps: int = Field(default=30, ge=1)
+    steps: int = Field(default=15, ge=1)
     """Optimiser steps on the generator for each batch of images."""
     learning_rate: float = Field(default=4e-3, gt=0)
     """Of the generator's optimiser."""
@@ -111,7 +113,7 @@ class DistillSettings(Section):
 
     warmup_rounds: int = Field(default=4, ge=1)
     """Rounds of synthesis before the student learns anything."""
-    warmup_batches: int = Field(default=2, ge=1)
+    warmup_batches: int = Field(default=4, ge=1)
     """Synthetic batches in each of them."""
     rounds: int = Field(default=10, ge=1)
     """Rounds of synthesis and learning in turn."""
@@ -119,25 +121,33 @@ class DistillSettings(Section):
     """Round of learning to end with, the cosine cut short; how a run that its budget ended is run again."""
     batches: int = Field(default=1, ge=1)
     """Synthetic batches a round."""
-    kd_steps: int = Field(default=60, ge=1)
+    kd_steps: int = Field(default=120, ge=1)
     """Student steps a round."""
-    batch_size: int = Field(default=128, ge=2)
+    batch_size: int = Field(default=64, ge=2)
     """Images a student step."""
-    learning_rate: float = Field(default=0.1, gt=0)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """Of the student."""
+    learning_rate: float = Field(default=5e-3, gt=0)
     """Where the cosine begins, for a student of random weights."""
-    inherited_learning_rate: float = Field(default=0.05, gt=0)
+    inherited_learning_rate: float = Field(default=5e-3, gt=0)
     """For a student that starts from the teacher's own blocks."""
-    final_learning_rate: float = Field(default=2e-4, ge=0)
+    final_learning_rate: float = Field(default=1e-5, ge=0)
     """Where the cosine ends."""
     anneal: Literal["step", "round"] = "step"
     """How often the learning rate follows the cosine: with every student step, or with every round."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of stochastic gradient descent."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """Of stochastic gradient descent."""
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.99)
+    """How long AdamW remembers gradients and their squares."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """Decoupled from the gradient in AdamW, a part of it in stochastic gradient descent."""
     temperature: float = Field(default=4.0, gt=0)
     """What logits are divided by before they are compared."""
-    stage_weight: float = Field(default=10.0, ge=0)
+    mixing: Mixing = "both"
+    """How images are mixed in pairs before the student and the teacher see them: `cutmix`, `mixup`, either, or `none`."""
+    mixed_share: float = Field(default=0.5, ge=0, le=1)
+    """Of the student's batches, that are mixed."""
+    stage_weight: float = Field(default=100.0, ge=0)
     """Weight of matching the teacher's stage outputs, where the student has stages of the same shapes."""
     average_decay: float = Field(default=0.98, ge=0, lt=1)
     """Decay per step of the running average of the student's weights, which is what is shipped; 0 ships the last."""
@@ -154,7 +164,7 @@ class ProbeSettings(Section):
     """Synthetic batches, each of its own seed, that the probes of the verdict are made from."""
     generators: int = Field(default=1, ge=1)
     """Freshly initialised generators that share the work."""
-    warmup_batches: int = Field(default=2, ge=0)
+    warmup_batches: int = Field(default=4, ge=0)
     """Batches that each of them makes and throws away first, since an untrained one makes images no class claims."""
     monitor_batches: int = Field(default=1, ge=1)
     """Synthetic batches that the best moment of the student is chosen on; the verdict never sees them."""

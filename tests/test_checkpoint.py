@@ -2,23 +2,26 @@ import errno
 import os
 import resource
 import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from compress.exporters.bundle import write_file
 from compress.pipeline.distillation import checkpoint as module
 from compress.pipeline.distillation.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    momentum_of,
     pool_chunk,
     remove_checkpoints,
-    restore_momentum,
+    restore_state,
     save_checkpoint,
+    state_of,
 )
 from compress.pipeline.errors import MissingResourceError
 from compress.pipeline.tensor_files import prefixed, under, write_tensors
@@ -275,58 +278,85 @@ def test_removing_checkpoints_leaves_everything_else(tmp_path: Path) -> None:
 # The optimiser
 
 
-def learner() -> tuple[nn.Module, torch.optim.SGD]:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network, torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+OPTIMISERS: dict[str, Callable[[Iterable[nn.Parameter]], Optimizer]] = {
+    "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "AdamW": partial(torch.optim.AdamW, lr=0.01),
+}
 
 
-def step(network: nn.Module, optimiser: torch.optim.SGD, images: Tensor) -> None:
+@pytest.fixture(params=OPTIMISERS)
+def learner(request: pytest.FixtureRequest) -> Callable[[], tuple[nn.Module, Optimizer]]:
+    """Makes the same network again and again, and its optimiser."""
+
+    def make() -> tuple[nn.Module, Optimizer]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network, OPTIMISERS[request.param](network.parameters())
+
+    return make
+
+
+def step(network: nn.Module, optimiser: Optimizer, images: Tensor) -> None:
     optimiser.zero_grad()
     network(images).square().sum().backward()
     optimiser.step()
 
 
-def test_before_the_first_step_there_is_no_momentum() -> None:
+Make = Callable[[], tuple[nn.Module, Optimizer]]
+
+
+def test_before_the_first_step_an_optimiser_remembers_nothing(learner: Make) -> None:
     network, optimiser = learner()
-    assert momentum_of(optimiser) == {}
-    restore_momentum(optimiser, {})
+    assert state_of(optimiser) == {}
+    restore_state(optimiser, {})
     step(network, optimiser, torch.rand(2, 3, 4, 4))
+
+
+def test_what_each_optimiser_remembers_has_a_name() -> None:
+    network = nn.Linear(2, 1, bias=False)
+    for make, names in (
+        (OPTIMISERS["SGD"], ["momentum_buffer"]),
+        (OPTIMISERS["AdamW"], ["step", "exp_avg", "exp_avg_sq"]),
+    ):
+        optimiser = make(network.parameters())
+        step(network, optimiser, torch.ones(1, 2))
+        assert list(state_of(optimiser)) == [f"0.{name}" for name in names]
 
 
 def test_without_momentum_nothing_is_kept() -> None:
-    network, _ = learner()
+    network = nn.Linear(2, 1)
     optimiser = torch.optim.SGD(network.parameters(), 0.1)
-    step(network, optimiser, torch.rand(2, 3, 4, 4))
-    assert momentum_of(optimiser) == {}
+    step(network, optimiser, torch.ones(1, 2))
+    assert state_of(optimiser) == {}
 
 
-def test_an_optimiser_with_its_momentum_restored_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_an_optimiser_that_was_restored_goes_on_bit_for_bit(learner: Make, tmp_path: Path) -> None:
     batches = [0.1 * torch.rand(2, 3, 4, 4) for _ in range(4)]
     network, optimiser = learner()
     for batch in batches[:2]:
         step(network, optimiser, batch)
-    tensors = {**prefixed("student", network.state_dict()), **momentum_of(optimiser)}
+    tensors = {**prefixed("student", network.state_dict()), **prefixed("optimiser", state_of(optimiser))}
     save_checkpoint(tmp_path, Checkpoint(tensors=tensors, numbers={}, between_rounds=True))
     loaded, _ = load_checkpoint(tmp_path)
     assert loaded is not None
     continued, other = learner()
     continued.load_state_dict(under("student", loaded.tensors))
-    restore_momentum(other, {name: value for name, value in loaded.tensors.items() if name.isdigit()})
+    restore_state(other, under("optimiser", loaded.tensors))
     for batch in batches[2:]:
         step(network, optimiser, batch)
         step(continued, other, batch)
     assert same_tensors(copied(continued), copied(network))
-    assert same_tensors(momentum_of(other), momentum_of(optimiser))
+    assert same_tensors(state_of(other), state_of(optimiser))
 
 
-def test_restored_momentum_is_laid_out_as_the_optimisers_own() -> None:
+def test_what_is_restored_is_laid_out_as_the_optimisers_own(learner: Make) -> None:
     network, optimiser = learner()
     step(network, optimiser, torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last))
-    own = momentum_of(optimiser)
+    own = state_of(optimiser)
     _, other = learner()
-    restore_momentum(other, {name: value.contiguous() for name, value in own.items()})
-    assert [value.stride() for value in momentum_of(other).values()] == [value.stride() for value in own.values()]
+    restore_state(other, {name: value.contiguous() for name, value in own.items()})
+    assert [value.stride() for value in state_of(other).values()] == [value.stride() for value in own.values()]
 
 
 # Names

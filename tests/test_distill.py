@@ -396,6 +396,16 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     assert results_and_more(tmp_path) == KEPT
 
 
+def test_the_choice_of_blocks_is_remembered_over_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.pipeline.distillation.learner.choose_blocks", lambda *_: ((1,), (0,)))
+    assert plan().kept_blocks == ((0,), (0,))
+    interrupt(tmp_path, 4)  # behind the first round of learning, which the choice is made in
+    assert run(tmp_path)[0].kept_blocks == ((1,), (0,))
+    assert run(tmp_path / "random", student="resnet8-w0.5")[0].kept_blocks is None
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "random weights, and a pool that overflows": {"student": "resnet8-w0.5", "distill": {"pool_limit": 17}},
     "grey images, a pool smaller than a batch, classes that do not divide it": {

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from compress.pipeline.errors import InputError
-from compress.pipeline.inspection import Inspection, inspect_teacher
+from compress.pipeline.inspection import Inspection, inspect_teacher, student_outlook
 from compress.pipeline.records import Finding, Severity
 from tests.tiny import record_of, tiny_spec
 
@@ -30,6 +30,25 @@ def test_the_facts_name_the_architecture_and_its_input() -> None:
     facts = inspection().facts()
     assert facts["architecture"].startswith("resnet10: ResNet-10 (CIFAR form")
     assert facts["input"] == "3 x 8 x 8, mean 0.4, 0.4, 0.4, std 0.2, 0.2, 0.2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"blocks": (3, 4)}, "can start from the teacher's blocks: 1-1 to 3-4 a stage (--student inherit-...)"),
+        ({"blocks": (1, 1)}, "starts from random weights: the teacher's 1-1 blocks a stage can do without none"),
+    ],
+)
+def test_the_facts_say_whether_a_student_can_start_from_the_teachers_blocks(
+    changes: dict[str, object], sentence: str
+) -> None:
+    assert student_outlook(record_of(tiny_spec(**changes))) == sentence
+    assert Inspection(**dict(record_of(tiny_spec(**changes)))).facts()["student"] == sentence
+
+
+def test_of_an_unknown_network_no_blocks_can_be_taken() -> None:
+    unknown = record_of(tiny_spec()).model_copy(update={"spec": {"family": "program"}})
+    assert student_outlook(unknown) == "starts from random weights: nothing is known of the teacher's blocks"
 
 
 def test_class_names_are_looked_at_where_they_are_given(teacher_file: Path, labels_file: Path) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.pipeline.distillation import learner as module
 from compress.pipeline.distillation.learner import Learner, Monitor
+from compress.pipeline.networks import StagedNetwork
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import StudentSettings
-from compress.pipeline.students import plan_student
+from compress.pipeline.students import inheritance, plan_student
 from compress.pipeline.students.unfolding import unfolded
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.teacher import Teacher, open_teacher
@@ -241,6 +241,22 @@ def test_a_student_that_lost_blocks_agrees_better_after_recalibration() -> None:
     assert divergence() < before
 
 
+def test_the_student_inherits_the_blocks_that_images_show_to_be_needed() -> None:
+    teacher = tiny_teacher(blocks=(3, 3))
+    for name in ("layer1.0", "layer2.1"):
+        for parameter in teacher.network.network.get_submodule(name).get_submodule("bn2").parameters():
+            nn.init.zeros_(parameter)  # The block adds nothing to its input.
+    learner = tiny_learner("inherit-2-2", teacher=teacher)
+    assert learner.kept_blocks == ((0, 2), (0, 2))
+    learner.recalibrate(as_bytes(images(32)))
+    assert learner.kept_blocks == ((1, 2), (0, 2))
+    for mine, yours in (("layer1.0", "layer1.1"), ("layer1.1", "layer1.2"), ("layer2.1", "layer2.2")):
+        weight = f"network.{mine}.conv1.weight"
+        assert torch.equal(
+            learner.average.get_parameter(weight), teacher.network.get_parameter(f"network.{yours}.conv1.weight")
+        )
+
+
 # A teacher whose batch norms were folded
 
 
@@ -290,14 +306,16 @@ def test_the_student_of_a_folded_teacher_learns_where_one_without_batch_norm_doe
 
 @pytest.mark.parametrize("name", ["inherit-1-1", "resnet8"])
 def test_only_what_was_folded_gets_new_batch_norms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[ResNet] = []
+    made: list[StagedNetwork] = []
 
-    def counted(network: ResNet) -> ResNet:
+    def counted(network: StagedNetwork) -> StagedNetwork:
         made.append(network)
         return unfolded(network)
 
-    monkeypatch.setattr(module, "unfolded", counted)
-    tiny_learner(name).recalibrate(as_bytes(images(32)))
+    learner = tiny_learner(name)
+    folded_learner = tiny_learner(name, teacher=without_batch_norm(tiny_teacher()))
+    monkeypatch.setattr(inheritance, "unfolded", counted)
+    learner.recalibrate(as_bytes(images(32)))
     assert not made
-    tiny_learner(name, teacher=without_batch_norm(tiny_teacher())).recalibrate(as_bytes(images(32)))
+    folded_learner.recalibrate(as_bytes(images(32)))
     assert len(made) == (1 if name == "inherit-1-1" else 0)

@@ -35,9 +35,11 @@ OF_ALL: dict[str, Any] = {
     "distill.warmup_rounds": 20,  # --warmup
     "distill.final_learning_rate": 2e-4,  # --eta_min
     "distill.anneal": "round",  # the scheduler steps once an epoch
+    "distill.optimiser": "sgd",
     "distill.momentum": 0.9,  # of SGD
     "distill.weight_decay": 1e-4,  # --wd
     "distill.temperature": 20.0,  # --T
+    "distill.mixing": "none",
     "distill.stage_weight": 0.0,  # answers alone are matched
     "distill.average_decay": 0.0,  # weights are not averaged
     "distill.pool_limit": None,  # nothing leaves the folder of images

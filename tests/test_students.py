@@ -5,14 +5,15 @@ import torch
 from torch import nn
 
 from compress.pipeline.errors import BudgetError, UsageError
-from compress.pipeline.networks.resnet import PadShortcut, ResNet, ResNetSpec, Shortcut, Zeros
+from compress.pipeline.networks import build
+from compress.pipeline.networks.resnet import PadShortcut, ResNetSpec, Shortcut, Zeros
 from compress.pipeline.records import TeacherRecord
 from compress.pipeline.settings import StudentSettings
 from compress.pipeline.students import (
     StudentPlan,
     build_student,
     count_parameters,
-    inherit_weights,
+    donor_of,
     inheriting_student,
     inheriting_students,
     plan_student,
@@ -27,6 +28,11 @@ RESNET56 = record_of(
 RESNET34 = record_of(
     ResNetSpec(stem="imagenet", blocks=(3, 4, 6, 3), widths=(64, 128, 256, 512), stem_width=64, num_classes=1000), 224
 )
+
+
+def resnet(plan: StudentPlan) -> ResNetSpec:
+    assert isinstance(plan.spec, ResNetSpec)
+    return plan.spec
 
 
 def of_another_family(teacher: TeacherRecord) -> TeacherRecord:
@@ -57,7 +63,7 @@ def test_a_student_that_keeps_every_block_computes_what_the_teacher_computes(
 def test_padding_shortcuts_become_convolutions_that_compute_the_same(zeros: Zeros) -> None:
     teacher = tiny_teacher(shortcut="pad", zeros=zeros)
     plan = inheriting_student(tiny_spec(shortcut="pad", zeros=zeros), (1, 1))
-    assert plan.spec.shortcut == "linear"
+    assert resnet(plan).shortcut == "linear"
     padding, convolution = (
         network.get_submodule("layer2.0.downsample")
         for network in (teacher.network.network, build_student(plan, teacher).network)
@@ -108,9 +114,9 @@ def test_a_student_has_batch_norms_even_where_its_teacher_has_lost_them() -> Non
     assert plan.parameters == count_parameters(tiny_spec(blocks=(1, 1)))
 
 
-def test_only_a_residual_network_gives_away_its_blocks() -> None:
+def test_only_a_network_of_known_blocks_gives_them_away() -> None:
     with pytest.raises(TypeError, match="cannot inherit from Linear"):
-        inherit_weights(ResNet(tiny_spec()), nn.Linear(2, 2), [(0,), (0,)])
+        donor_of(nn.Linear(2, 2))
 
 
 def test_every_stage_keeps_the_same_share_of_blocks_and_at_least_one() -> None:
@@ -178,10 +184,10 @@ def test_every_large_student_takes_the_teachers_images(size: int | tuple[int, in
 def check_shapes(plan: StudentPlan, teacher: TeacherRecord) -> None:
     """Without any arithmetic: names, widths and the shape of what comes out."""
     assert not plan.inherited
-    assert all(width % 8 == 0 for width in (*plan.spec.widths, plan.spec.stem_width))
+    assert all(width % 8 == 0 for width in (*resnet(plan).widths, resnet(plan).stem_width))
     images = teacher.input
     with torch.device("meta"):
-        logits = ResNet(plan.spec)(torch.empty(2, images.channels, images.height, images.width))
+        logits = build(plan.spec)(torch.empty(2, images.channels, images.height, images.width))
     assert logits.shape == (2, 7)
 
 
@@ -209,14 +215,14 @@ def test_random_weights_come_from_the_global_seed() -> None:
 def test_names_in_the_zoo_are_those_of_the_networks() -> None:
     for teacher in (RESNET56, RESNET34):
         for plan in zoo_students(teacher):
-            assert plan.name.partition("-")[0] == f"resnet{plan.spec.depth}"
+            assert plan.name.partition("-")[0] == f"resnet{resnet(plan).depth}"
 
 
 def test_narrower_students_are_smaller() -> None:
     plans = {plan.name: plan for plan in zoo_students(RESNET34)}
     assert plans["resnet18"].parameters == 11_689_512  # as torchvision publishes it
-    assert plans["resnet18-w0.75"].spec.widths == (48, 96, 192, 384)
-    assert plans["resnet18-w0.5"].spec.widths == (32, 64, 128, 256)
+    assert resnet(plans["resnet18-w0.75"]).widths == (48, 96, 192, 384)
+    assert resnet(plans["resnet18-w0.5"]).widths == (32, 64, 128, 256)
     assert plans["resnet18"].parameters > plans["resnet18-w0.75"].parameters > plans["resnet18-w0.5"].parameters
 
 
@@ -225,7 +231,7 @@ def test_narrower_students_are_smaller() -> None:
 
 @pytest.mark.parametrize("plan", [*zoo_students(record_of(tiny_spec())), *inheriting_students(record_of(tiny_spec()))])
 def test_parameters_are_counted_without_allocating_them(plan: StudentPlan) -> None:
-    real = sum(parameter.numel() for parameter in ResNet(plan.spec).parameters())
+    real = sum(parameter.numel() for parameter in build(plan.spec).parameters())
     assert plan.parameters == count_parameters(plan.spec) == real
 
 

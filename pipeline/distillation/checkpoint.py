@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load
 from torch import Tensor
+from torch.optim import Optimizer
 
 from compress.exporters.bundle import sha256_of, write_file
 from compress.pipeline.errors import MissingResourceError
@@ -160,22 +161,30 @@ def remove_checkpoints(folder: Path) -> None:
     _remove(_all_files(folder))
 
 
-def momentum_of(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
-    """The momentum buffers by position of their parameter."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    buffers = {
-        str(index): optimiser.state[parameter].get("momentum_buffer") for index, parameter in enumerate(parameters)
+def state_of(optimiser: Optimizer) -> dict[str, Tensor]:
+    """What the optimiser remembers of each parameter, under the parameter's position and a name: `3.exp_avg`."""
+    remembered = (optimiser.state.get(parameter, {}) for parameter in _parameters(optimiser))
+    return {
+        f"{index}.{name}": value
+        for index, state in enumerate(remembered)
+        for name, value in state.items()
+        if value is not None
     }
-    return {index: buffer for index, buffer in buffers.items() if buffer is not None}
 
 
-def restore_momentum(optimiser: torch.optim.SGD, buffers: Mapping[str, Tensor]) -> None:
-    """Put back what `momentum_of` took."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    for index, buffer in buffers.items():
+def restore_state(optimiser: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `state_of` took."""
+    parameters = _parameters(optimiser)
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
         parameter = parameters[int(index)]
-        # Laid out in memory as the parameter is, as the optimiser's own buffers are.
-        optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter, requires_grad=False).copy_(buffer)
+        # Laid out in memory as the parameter is, as the optimiser's own buffers are; counts of steps stay on the CPU.
+        own = torch.empty_like(parameter, requires_grad=False) if value.dim() else torch.empty_like(value)
+        optimiser.state[parameter][key] = own.copy_(value)
+
+
+def _parameters(optimiser: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def _read(folder: Path, index: _Index) -> Checkpoint:

@@ -1,18 +1,22 @@
 """The student while it learns: steps against the teacher, the running average that is shipped, the monitor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from compress.pipeline.device import Compute, derived_seed, on_device
+from compress.pipeline.distillation.divergence import silent_loss
+from compress.pipeline.networks import StagedNetwork, build
 from compress.pipeline.networks.normalised import Normalised
-from compress.pipeline.networks.resnet import ResNet
+from compress.pipeline.networks.spec import counts_of
 from compress.pipeline.parallel.batch_norm import with_joint_batch_norms
-from compress.pipeline.settings import Settings
-from compress.pipeline.students import StudentPlan, build_student, inherit_weights
-from compress.pipeline.students.unfolding import settle, unfolded
+from compress.pipeline.settings import DistillSettings, Settings
+from compress.pipeline.students import StudentPlan, build_student, donor_of, inherit_weights
+from compress.pipeline.students.choice import IMAGES, choose_blocks
+from compress.pipeline.students.unfolding import settle
 from compress.pipeline.synthesis.loss_parts import LossParts
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.synthesis.pool import as_float
@@ -41,6 +45,7 @@ class Learner:
         torch.manual_seed(derived_seed(settings.seed, "student"))
         self.teacher, self.plan, self.settings, self.compute = teacher, plan, settings.distill, compute
         self.world = compute.world
+        self.kept_blocks = plan.kept_blocks
         self.student = on_device(build_student(plan, teacher), compute)
         self.world.copy_from_first(self.student)
         with_joint_batch_norms(self.student, self.world)
@@ -51,9 +56,14 @@ class Learner:
         self.micro_batches = 1
         """Parts that a step is taken in where the memory does not hold all of its images; batch norms see one at a time."""
         self.match_stages = self.settings.stage_weight > 0 and _same_stages(teacher, plan)
-        self.optimiser = torch.optim.SGD(
-            self.student.parameters(), self.first_rate, self.settings.momentum, weight_decay=self.settings.weight_decay
-        )
+        self.optimiser = optimiser_of(self.student.parameters(), self.first_rate, self.settings)
+
+    @property
+    def silent_loss(self) -> float:
+        """The most that a student loses which puts out nothing but zeros."""
+        stages = len(_staged(self.student).stage_list()) if self.match_stages else 0
+        settings, classes = self.settings, self.teacher.record.num_classes
+        return silent_loss(settings.temperature, classes, settings.stage_weight, stages)
 
     def step(self, images: Tensor, rate: float) -> Tensor:
         """One step on images `[N, C, H, W]`; returns the loss, a scalar that stays on the device.
@@ -81,10 +91,13 @@ class Learner:
 
     @torch.no_grad()
     def recalibrate(self, images: Tensor) -> None:
-        """Estimate the student's batch-norm statistics anew: blocks that lost their neighbours see other inputs."""
+        """Choose the blocks to inherit, and estimate the student's batch-norm statistics anew.
+
+        Blocks that lost their neighbours see other inputs. `images` are the pool's, uint8 `[N, C, H, W]`.
+        """
         # Near-equal batches: one image alone would weigh as much as a full batch, and has no variance at 1x1 pixels.
         batches = images.tensor_split(max(len(images) // self.world.share(self.settings.batch_size), 1))
-        self._settle_new_norms(batches)
+        self._inherit(images, batches)
         norms = [module for module in self.student.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.reset_running_stats()
@@ -96,16 +109,22 @@ class Learner:
             norm.momentum = 0.1
         self.average.load_state_dict(self.student.state_dict())
 
-    def _settle_new_norms(self, batches: Sequence[Tensor]) -> None:
-        """Where the teacher's batch norms were folded, let its new ones see images before the student inherits them."""
-        network = self.teacher.network.network
-        if self.plan.kept_blocks is None or not isinstance(network, ResNet) or network.spec.batch_norm:
+    def _inherit(self, images: Tensor, batches: Sequence[Tensor]) -> None:
+        """Take those blocks of the teacher that images show to be needed most.
+
+        Where the teacher's batch norms were folded, its new ones see images before the student inherits them.
+        """
+        if self.kept_blocks is None:
             return
-        source = unfolded(network)
-        settle(source, (self.teacher.network.normalise(as_float(batch)) for batch in batches))
-        # Whatever images they see, the network computes the same: those of one process will do for all.
-        self.world.copy_from_first(source)
-        inherit_weights(_resnet(self.student), source, self.plan.kept_blocks)
+        donor, normalise = donor_of(self.teacher.network.network), self.teacher.network.normalise
+        if not self.teacher.bn_statistics:
+            settle(donor, (normalise(as_float(batch)) for batch in batches))
+            # Whatever images they see, the network computes the same: those of one process will do for all.
+            self.world.copy_from_first(donor)
+        shown = images[torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long()]
+        chosen = self.world.tell(choose_blocks(donor, counts_of(self.kept_blocks), normalise(as_float(shown))))
+        self.kept_blocks = tuple(tuple(stage) for stage in chosen)
+        inherit_weights(_staged(self.student), donor, self.kept_blocks)
 
     def _loss(self, images: Tensor) -> Tensor:
         temperature = self.settings.temperature
@@ -116,7 +135,7 @@ class Learner:
                 return self.parts.seen("kl_loss", distillation(wanted, self.student(images), temperature))
             with torch.no_grad():
                 wanted, wanted_stages = self.teacher.logits_and_stage_outputs(images)
-            logits, stages = _resnet(self.student).logits_and_stage_outputs(self.student.normalise(images))
+            logits, stages = _staged(self.student).logits_and_stage_outputs(self.student.normalise(images))
         matching = self.parts.seen("stage_loss", stage_matching(wanted_stages, stages, self.world.average))
         divergence = self.parts.seen("kl_loss", distillation(wanted, logits, temperature))
         return divergence + self.settings.stage_weight * matching
@@ -131,16 +150,25 @@ class Learner:
                 mean.copy_(value)
 
 
-def _resnet(student: Normalised) -> ResNet:
-    if not isinstance(student.network, ResNet):
+def _staged(student: Normalised) -> StagedNetwork:
+    if not isinstance(student.network, StagedNetwork):
         raise TypeError(f"{type(student.network).__name__} has no stages")
     return student.network
 
 
+def optimiser_of(parameters: Iterable[nn.Parameter], rate: float, settings: DistillSettings) -> Optimizer:
+    """The optimiser that the settings name; weight decay is decoupled in AdamW, and a part of the gradient in SGD."""
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, rate, settings.adam_betas, weight_decay=settings.weight_decay)
+
+
 def _same_stages(teacher: Teacher, plan: StudentPlan) -> bool:
     """Whether the student's stages put out the same shapes as the teacher's."""
-    network = teacher.network.network
-    if not isinstance(network, ResNet):
+    if not isinstance(teacher.network.network, StagedNetwork):
         return False
-    mine, yours = plan.spec, network.spec
-    return (mine.stem, mine.block, mine.widths) == (yours.stem, yours.block, yours.widths)
+    with torch.device("meta"):
+        networks = build(plan.spec).eval(), build(teacher.network.network.spec).eval()
+        blank = torch.empty(1, teacher.record.input.channels, teacher.record.input.height, teacher.record.input.width)
+    mine, yours = ([maps.shape for maps in network.logits_and_stage_outputs(blank)[1]] for network in networks)
+    return mine == yours

@@ -23,12 +23,12 @@ from compress.pipeline.device import Compute, derived_seed
 from compress.pipeline.distillation.checkpoint import (
     Checkpoint,
     FileEntry,
-    momentum_of,
     pool_chunk,
-    restore_momentum,
+    restore_state,
     save_checkpoint,
+    state_of,
 )
-from compress.pipeline.distillation.divergence import all_finite, has_diverged, running_level, silent_loss
+from compress.pipeline.distillation.divergence import all_finite, has_diverged, running_level
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.recovery import Measures, memory_for
 from compress.pipeline.distillation.schedule import (
@@ -44,6 +44,7 @@ from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.dead_leaves import dead_leaves
 from compress.pipeline.synthesis.loss_parts import LossParts
 from compress.pipeline.synthesis.losses import Statistics
+from compress.pipeline.synthesis.mixing import mixed
 from compress.pipeline.synthesis.pool import NO_CLASS, NO_LIMIT, ImagePool, as_bytes
 from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
@@ -164,6 +165,7 @@ class Distillation:
             "ranks": self.world.size,
             "schedule": schedule.model_dump(mode="json"),
             "measures": self.measures.model_dump(mode="json"),
+            "kept_blocks": self.learner.kept_blocks,
         }
         checkpoint = Checkpoint(
             tensors=tensors, numbers=numbers, between_rounds=self.done.is_empty, pool=self._pool_files
@@ -184,7 +186,9 @@ class Distillation:
         device = self.compute.device
         self.learner.student.load_state_dict(under("student", tensors))
         self.learner.average.load_state_dict(under("average", tensors))
-        restore_momentum(self.learner.optimiser, under("momentum", tensors))
+        restore_state(self.learner.optimiser, under("optimiser", tensors))
+        kept = numbers["kept_blocks"]
+        self.learner.kept_blocks = None if kept is None else tuple(tuple(stage) for stage in kept)
         self.synthesiser.generator.load_state_dict(under("generator", tensors), strict=False)
         self.best = {name: tensor.to(device) for name, tensor in under("best", tensors).items()}
         running = under("running", tensors)
@@ -215,12 +219,9 @@ class Distillation:
             raise DivergenceError(f"The loss of a synthetic batch is not finite in round {number}.", self._cure())
         if not done.losses:
             return
-        losses, settings, learner = torch.stack(done.losses), self.settings.distill, self.learner
-        stages = len(learner.plan.spec.widths) if learner.match_stages else 0
-        classes = learner.teacher.record.num_classes
-        silent = silent_loss(settings.temperature, classes, settings.stage_weight, stages)
+        losses = torch.stack(done.losses)
         earlier = [point.kd_loss for point in self.history if math.isfinite(point.kd_loss)]
-        if has_diverged(losses, running_level(losses, earlier, silent)):
+        if has_diverged(losses, running_level(losses, earlier, self.learner.silent_loss)):
             raise DivergenceError(f"The student's loss grew beyond all bounds in round {number}.", self._cure())
 
     def _loss_parts(self) -> tuple[LossParts, LossParts]:
@@ -244,7 +245,7 @@ class Distillation:
         return {
             **prefixed("student", self.learner.student.state_dict()),
             **prefixed("average", self.learner.average.state_dict()),
-            **prefixed("momentum", momentum_of(self.learner.optimiser)),
+            **prefixed("optimiser", state_of(self.learner.optimiser)),
             **prefixed("generator", generator),
             **prefixed("best", self.best),
             **{
@@ -291,7 +292,8 @@ class Distillation:
             torch.manual_seed(derived_seed(self.settings.seed, "step", step, *self.world.own_seed()))
             rate = learning_rate(step, rounds, settings, self.learner.first_rate)
             with memory_for("student"):
-                images = self.synthesiser.augmentation(self.pool.sample(self.world.share(settings.batch_size)))
+                images = self.pool.sample(self.world.share(settings.batch_size))
+                images = mixed(self.synthesiser.augmentation(images), settings.mixing, settings.mixed_share)
                 images = images.contiguous(memory_format=torch.channels_last)
                 losses.append(self.watch.step(self.learner.step(images, rate)))
             if len(losses) % LOOK_EVERY == 0:

@@ -241,6 +241,7 @@ def _finish(
         student=plan.name,
         spec=plan.spec.model_dump(mode="json"),
         inherited=plan.inherited,
+        kept_blocks=run.learner.kept_blocks,
         parameters=plan.parameters,
         warmup_rounds=len(run.history) - len(learned),
         rounds=len(learned),

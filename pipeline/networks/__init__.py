@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from compress.pipeline.networks.convnext import ConvNeXt, ConvNeXtSpec
 from compress.pipeline.networks.densenet import DenseNet, DenseNetSpec
 from compress.pipeline.networks.efficientnet import EfficientNet, EfficientNetSpec
@@ -13,11 +11,12 @@ from compress.pipeline.networks.mobilenet_v3 import MobileNetV3, MobileNetV3Spec
 from compress.pipeline.networks.preact_resnet import PreActResNet, PreActResNetSpec
 from compress.pipeline.networks.resnet import ResNet, ResNetSpec
 from compress.pipeline.networks.shufflenet_v2 import ShuffleNetV2, ShuffleNetV2Spec
-from compress.pipeline.networks.spec import NetworkSpec, StagedNetwork
+from compress.pipeline.networks.spec import NetworkSpec
+from compress.pipeline.networks.staged import StagedNetwork
 from compress.pipeline.networks.vgg import VGG, VGGSpec
 from compress.pipeline.networks.vit import ViT, ViTSpec
 
-_FAMILIES: dict[str, tuple[type[NetworkSpec], Callable[[Any], nn.Module]]] = {
+_FAMILIES: dict[str, tuple[type[NetworkSpec], Callable[[Any], StagedNetwork]]] = {
     # the family's name in a spec, the spec's class, and what builds the network from it
     "convnext": (ConvNeXtSpec, ConvNeXt),
     "densenet": (DenseNetSpec, DenseNet),
@@ -42,7 +41,7 @@ def spec_from_json(spec: dict[str, Any]) -> NetworkSpec:
     return _FAMILIES[spec["family"]][0].model_validate(spec)
 
 
-def build(spec: NetworkSpec | dict[str, Any]) -> nn.Module:
+def build(spec: NetworkSpec | dict[str, Any]) -> StagedNetwork:
     """The network that a spec describes, with random weights, without input normalisation."""
     spec = spec if isinstance(spec, NetworkSpec) else spec_from_json(spec)
     return _FAMILIES[spec.family][1](spec)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, counts_of
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 EPSILON = 1e-6
 """Of the layer norms. Source: the authors' code, https://github.com/facebookresearch/ConvNeXt, as of every port of it."""
@@ -82,6 +83,14 @@ class ConvNeXtSpec(NetworkSpec):
         """Height and width in pixels that patches and the halving between stages bring down to one."""
         return self.patch << (len(self.blocks) - 1)
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Every block: what changes the shape stands between stages."""
+        return tuple((True,) * count for count in self.blocks)
+
+    def keeping(self, kept: Kept) -> "ConvNeXtSpec":
+        return self.model_copy(update={"blocks": counts_of(kept)})
+
 
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of each pixel of maps `[N, C, H, W]`."""
@@ -121,17 +130,21 @@ class ConvNeXtStage(nn.Module):
             self.downsample.append(nn.Conv2d(in_channels, width, 2, 2))
         self.blocks = nn.Sequential(*(ConvNeXtBlock(width, spec) for _ in range(blocks)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.blocks(self.downsample(x))
-        return out
+    @property
+    def stage(self) -> Stage:
+        """Its blocks, which the halving opens."""
+        return Stage((self.downsample,), blocks_of(self.blocks))
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: ConvNeXtSpec
 
     def __init__(self, spec: ConvNeXtSpec) -> None:
         super().__init__()
         first, last = spec.widths[0], spec.widths[-1]
+        self.spec = spec
         self.stem = nn.Sequential(
             nn.Conv2d(spec.channels, first, spec.patch, spec.patch),
             ChannelNorm(first, EPSILON),
@@ -141,8 +154,15 @@ class ConvNeXt(nn.Module):
         self.norm = nn.LayerNorm(last, spec.final_epsilon)
         self.head = nn.Linear(last, spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.norm(self.stages(self.stem(x)).mean((2, 3))))
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.stem(images)
+        return maps
+
+    def stage_list(self) -> list[Stage]:
+        return [stage.stage for stage in self.stages.children() if isinstance(stage, ConvNeXtStage)]
+
+    def leave(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(x.mean((2, 3))))
         return logits
 
 

@@ -5,6 +5,7 @@ as torchvision names them (`features.denseblock1.denselayer1.norm1`, `features.t
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of, run
 
 Order = Literal["oldest first", "newest first"]
 
@@ -48,8 +50,12 @@ class DenseNetSpec(NetworkSpec):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels that each block puts out."""
-        entering = (self.stem_width, *self.transitions)
-        return tuple(width + self.growth * count for width, count in zip(entering, self.layers, strict=True))
+        return tuple(width + self.growth * count for width, count in zip(self.entering, self.layers, strict=True))
+
+    @property
+    def entering(self) -> tuple[int, ...]:
+        """Channels that enter each block."""
+        return self.stem_width, *self.transitions
 
     @property
     def depth(self) -> int:
@@ -82,9 +88,17 @@ class DenseNetSpec(NetworkSpec):
         pixels = 1 << len(self.transitions)
         return pixels if self.stem == "cifar" else 4 * (pixels - 1) + 1
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Every dense layer: those behind it then see fewer channels."""
+        return tuple((True,) * count for count in self.layers)
+
+    def keeping(self, kept: Kept) -> "DenseNetSpec":
+        return self.model_copy(update={"layers": counts_of(kept)})
+
 
 class DenseLayer(nn.Sequential):
-    """`[N, in, H, W]` to the `[N, growth, H, W]` that it adds."""
+    """`[N, in, H, W]` to `[N, in + growth, H, W]`: what it was given, and what it adds."""
 
     def __init__(self, in_channels: int, spec: DenseNetSpec) -> None:
         layers = [("norm1", nn.BatchNorm2d(in_channels)), ("relu1", nn.ReLU())]
@@ -95,21 +109,17 @@ class DenseLayer(nn.Sequential):
             in_channels, number = spec.bottleneck, 2
         layers += [(f"conv{number}", nn.Conv2d(in_channels, spec.growth, 3, padding=1, bias=False))]
         super().__init__(OrderedDict(layers))
-
-
-class DenseBlock(nn.Module):
-    """Layers of which each sees what all before it put out."""
-
-    def __init__(self, in_channels: int, count: int, spec: DenseNetSpec) -> None:
-        super().__init__()
         self.newest_first = spec.order == "newest first"
-        for index in range(count):
-            self.add_module(f"denselayer{index + 1}", DenseLayer(in_channels + index * spec.growth, spec))
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.children():
-            x = torch.cat((layer(x), x) if self.newest_first else (x, layer(x)), 1)
-        return x
+    def forward(self, input: Tensor) -> Tensor:
+        added = run(self, input)
+        return torch.cat((added, input) if self.newest_first else (input, added), 1)
+
+
+def _block(in_channels: int, count: int, spec: DenseNetSpec) -> nn.Sequential:
+    """Layers of which each sees what all before it put out."""
+    layers = (DenseLayer(in_channels + index * spec.growth, spec) for index in range(count))
+    return nn.Sequential(OrderedDict((f"denselayer{index}", layer) for index, layer in enumerate(layers, start=1)))
 
 
 def _transition(in_channels: int, out_channels: int, spec: DenseNetSpec) -> nn.Sequential:
@@ -132,15 +142,17 @@ def _stem(spec: DenseNetSpec) -> OrderedDict[str, nn.Module]:
     return layers
 
 
-class DenseNet(nn.Module):
+class DenseNet(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: DenseNetSpec
 
     def __init__(self, spec: DenseNetSpec) -> None:
         super().__init__()
         self.spec = spec
         layers, entering = _stem(spec), spec.stem_width
         for index, (count, width) in enumerate(zip(spec.layers, spec.widths, strict=True), start=1):
-            layers[f"denseblock{index}"] = DenseBlock(entering, count, spec)
+            layers[f"denseblock{index}"] = _block(entering, count, spec)
             if index < len(spec.layers):
                 entering = spec.transitions[index - 1]
                 layers[f"transition{index}"] = _transition(width, entering, spec)
@@ -149,7 +161,41 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential(layers)
         self.classifier = nn.Linear(spec.widths[-1], spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(F.relu(self.features(x)), 1)
+    def enter(self, images: Tensor) -> Tensor:
+        layers = self.features.named_children()
+        return run((layer for name, layer in layers if name in ("conv0", "norm0", "relu0", "pool0")), images)
+
+    def stage_list(self) -> list[Stage]:
+        blocks = [self.features.get_submodule(f"denseblock{index + 1}") for index in range(len(self.spec.layers))]
+        transitions = [self.features.get_submodule(f"transition{index}") for index in range(1, len(blocks))]
+        openings: list[tuple[nn.Module, ...]] = [(), *((transition,) for transition in transitions)]
+        return [Stage(opening, blocks_of(block.children())) for opening, block in zip(openings, blocks, strict=True)]
+
+    def leave(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(F.relu(self.features.get_submodule("norm5")(x)), 1)
         logits: Tensor = self.classifier(torch.flatten(x, 1))
         return logits
+
+    def inputs_left(self, kept: Kept) -> dict[str, Tensor]:
+        """A dense layer that goes takes its channels with it, out of all that sees them."""
+        left: dict[str, Tensor] = {}
+        last = len(kept) - 1
+        for index, (entering, chosen) in enumerate(zip(self.spec.entering, kept, strict=True)):
+            for position, layer in enumerate(chosen):
+                seen = self._channels(entering, layer, chosen[:position])
+                name = f"features.denseblock{index + 1}.denselayer{layer + 1}"
+                left |= {f"{name}.norm1": seen, f"{name}.conv1": seen}
+            seen = self._channels(entering, self.spec.layers[index], chosen)
+            following = f"features.transition{index + 1}"
+            behind = ("features.norm5", "classifier") if index == last else (f"{following}.norm", f"{following}.conv")
+            left |= dict.fromkeys(behind, seen)
+        return left
+
+    def _channels(self, entering: int, count: int, chosen: Sequence[int]) -> Tensor:
+        """Where what entered and what the chosen layers added lies among what entered and `count` layers added."""
+        growth = self.spec.growth
+        if self.spec.order == "newest first":
+            parts = [torch.arange(growth) + (count - 1 - layer) * growth for layer in reversed(chosen)]
+            return torch.cat([*parts, torch.arange(entering) + count * growth])
+        parts = [torch.arange(growth) + entering + layer * growth for layer in chosen]
+        return torch.cat([torch.arange(entering), *parts])

@@ -4,7 +4,9 @@ Source: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neur
 Parameters are named as torchvision names them (`features.1.0.block.0.0`, `features.1.0.block.1.fc1`, `classifier.1`).
 """
 
-from itertools import accumulate, pairwise
+from collections import Counter
+from collections.abc import Iterable
+from itertools import accumulate, islice, pairwise
 from math import ceil
 from typing import Literal
 
@@ -17,7 +19,7 @@ from compress.pipeline.networks.inverted_residual import (
     PooledNetwork,
     layer,
 )
-from compress.pipeline.networks.spec import Count
+from compress.pipeline.networks.spec import Count, Kept, kept_of
 
 _WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
@@ -84,6 +86,13 @@ class EfficientNetSpec(InvertedResidualSpec):
         usual = super().usual_size
         return _SCALING[self.scale][2] if self.scale and usual == 224 else usual
 
+    def keeping(self, kept: Kept) -> "EfficientNetSpec":
+        """A group of which no block stays disappears."""
+        groups = iter([group for group, count in enumerate(self.repeats) for _ in range(count)])
+        left = Counter(kept_of([list(islice(groups, len(stage))) for stage in self.stages], kept))
+        repeats = tuple(left[group] for group in range(len(self.repeats)) if left[group])
+        return self.model_copy(update={"blocks": tuple(kept_of(self.stages, kept)), "repeats": repeats})
+
 
 def round_channels(channels: float) -> int:
     """The nearest multiple of 8, or the next where that is more than a tenth less.
@@ -97,6 +106,8 @@ def round_channels(channels: float) -> int:
 class EfficientNet(PooledNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
 
+    spec: EfficientNetSpec
+
     def __init__(self, spec: EfficientNetSpec) -> None:
         stem = layer(spec.channels, spec.stem_width, 3, spec.stem_stride, activation="silu", spec=spec)
         blocks = list(map(InvertedResidual, spec.block_inputs, spec.blocks, [spec] * len(spec.blocks)))
@@ -107,3 +118,10 @@ class EfficientNet(PooledNetwork):
         last = nn.Linear(spec.head_width or out, spec.num_classes)
         super().__init__(nn.Sequential(stem, *stages, *head), nn.Sequential(nn.Dropout(0.2), last))
         self.spec = spec
+
+    def blocks(self) -> Iterable[nn.Module]:
+        groups = list(self.features)[1 : 1 + len(self.spec.repeats)]
+        return [block for group in groups for block in group.children()]
+
+    def head(self) -> Iterable[nn.Module]:
+        return list(self.features)[1 + len(self.spec.repeats) :]

@@ -5,14 +5,17 @@ Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 "Searching for MobileNetV3", ICCV 2019 (figure 4).
 """
 
+from collections.abc import Iterable
+from itertools import islice
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, kept_of
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of, run
 from compress.pipeline.records import Record
 
 Activation = Literal["relu", "relu6", "hardswish", "silu"]
@@ -100,6 +103,29 @@ class InvertedResidualSpec(NetworkSpec):
     def block_inputs(self) -> tuple[int, ...]:
         """The channels that enter each block."""
         return self.stem_width, *(block.out for block in self.blocks[:-1])
+
+    @property
+    def stages(self) -> list[list[Block]]:
+        """The blocks by resolution: each that strides begins a new stage."""
+        stages: list[list[Block]] = []
+        for block in self.blocks:
+            if block.stride > 1 or not stages:
+                stages.append([])
+            stages[-1].append(block)
+        return stages
+
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """The residual blocks proper."""
+        return tuple(tuple(block.shortcut == "identity" for block in stage) for stage in self.stages)
+
+    def keeping(self, kept: Kept) -> "InvertedResidualSpec":
+        return self.model_copy(update={"blocks": tuple(kept_of(self.stages, kept))})
+
+    @property
+    def learnable(self) -> Self:
+        """A batch norm takes over the bias of its convolution."""
+        return self if self.batch_norm else self.model_copy(update={"batch_norm": True, "bias": False})
 
     @property
     def reduction(self) -> int:
@@ -190,15 +216,36 @@ class InvertedResidual(nn.Module):
         return out if self.shortcut is None else out + self.shortcut(x)
 
 
-class PooledNetwork(nn.Module):
-    """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`: features, their mean over pixels, a classifier."""
+class PooledNetwork(StagedNetwork):
+    """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`: features, their mean over pixels, a classifier.
+
+    The first of the features is the stem; what follows the blocks is the head. A stage begins where a block strides.
+    """
+
+    spec: InvertedResidualSpec
 
     def __init__(self, features: nn.Sequential, classifier: nn.Sequential) -> None:
         super().__init__()
         self.features, self.classifier = features, classifier
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks in order."""
+        return list(self.features)[1 : 1 + len(self.spec.blocks)]
+
+    def head(self) -> Iterable[nn.Module]:
+        """What follows the blocks, before pooling."""
+        return list(self.features)[1 + len(self.spec.blocks) :]
+
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.features[0](images)
+        return maps
+
+    def stage_list(self) -> list[Stage]:
+        blocks = iter(self.blocks())
+        return [Stage((), blocks_of(islice(blocks, len(stage)))) for stage in self.spec.stages]
+
+    def leave(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(run(self.head(), x).mean((2, 3)))
         return logits
 
 

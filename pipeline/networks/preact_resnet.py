@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of, same_width_droppable
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 Projected = Literal["activated", "raw"]
 Ending = Literal["relu", "norm", "none"]
@@ -98,6 +99,14 @@ class PreActResNetSpec(NetworkSpec):
         """Height and width in pixels that the strides before the last stage bring down to one."""
         return 1 << max(len(self.blocks) - 2, 0)
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        widths = [width * self.expansion for width in self.widths]
+        return same_width_droppable(self.blocks, widths, self.stem_width)
+
+    def keeping(self, kept: Kept) -> "PreActResNetSpec":
+        return self.model_copy(update={"blocks": counts_of(kept)})
+
 
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int, spec: PreActResNetSpec) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=spec.conv_bias)
@@ -134,8 +143,10 @@ class PreActBlock(nn.Module):
         return residual + (x if self.downsample is None else self.downsample(x if self.projects_raw else activated))
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: PreActResNetSpec
 
     def __init__(self, spec: PreActResNetSpec) -> None:
         super().__init__()
@@ -155,7 +166,14 @@ class PreActResNet(nn.Module):
         self.relu = nn.ReLU() if spec.ending == "relu" else nn.Identity()
         self.fc = nn.Linear(in_channels, spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm(self.stages(self.stem(x))))
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.stem(images)
+        return maps
+
+    def stage_list(self) -> list[Stage]:
+        return [Stage((), blocks_of(stage.children())) for stage in self.stages]
+
+    def leave(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(x))
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return logits

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of, same_width_droppable
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 Shortcut = Literal["pad", "projection", "linear", "pooled"]
 Zeros = Literal["around", "after"]
@@ -128,6 +129,20 @@ class ResNetSpec(NetworkSpec):
         """Height and width in pixels that the strides before the last stage bring down to one."""
         return (1 if self.stem == "cifar" else 4) << max(len(self.blocks) - 2, 0)
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        widths = [width * self.expansion for width in self.widths]
+        return same_width_droppable(self.blocks, widths, self.stem_width)
+
+    def keeping(self, kept: Kept) -> "ResNetSpec":
+        return self.model_copy(update={"blocks": counts_of(kept)})
+
+    @property
+    def learnable(self) -> "ResNetSpec":
+        """Option-A shortcuts as 1x1 convolutions that compute the same: they fuse on the device, and learn."""
+        shortcut = "linear" if self.shortcut == "pad" else self.shortcut
+        return self.model_copy(update={"shortcut": shortcut, "batch_norm": True})
+
 
 class PadShortcut(nn.Module):
     """Option A: every `stride`-th pixel, and zeros in the channels that the block adds."""
@@ -221,8 +236,10 @@ class BottleneckBlock(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet(nn.Module):
+class ResNet(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: ResNetSpec
 
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
@@ -237,23 +254,22 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width, spec.num_classes)
 
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        return maps
+
     @property
     def stages(self) -> list[nn.Sequential]:
         """The stages in order, each a sequence of blocks."""
         modules = [self.get_submodule(f"layer{index}") for index in range(1, len(self.spec.blocks) + 1)]
         return [stage for stage in modules if isinstance(stage, nn.Sequential)]
 
-    def logits_and_stage_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits `[N, num_classes]`, and what each stage puts out, `[N, C_s, H_s, W_s]`."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        outputs = []
-        for stage in self.stages:
-            x = stage(x)
-            outputs.append(x)
-        return self.fc(torch.flatten(self.avgpool(x), 1)), outputs
+    def stage_list(self) -> list[Stage]:
+        return [Stage((), blocks_of(stage)) for stage in self.stages]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits_and_stage_outputs(x)[0]
+    def leave(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
 
 def _stages(spec: ResNetSpec) -> Iterator[nn.Sequential]:

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compress.pipeline.networks.inverted_residual import Kernel
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, NetworkSpec
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 _WIDTHS: dict[tuple[int, ...], str] = {
     (48, 96, 192): "x0_5",
@@ -75,13 +76,26 @@ class ShuffleNetV2Spec(NetworkSpec):
         """Height and width in pixels that the strides before the last stage bring down to one."""
         return (4 if self.stem == "imagenet" else 1) << (len(self.widths) - 1)
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """The units without stride."""
+        return tuple((False,) + (True,) * (count - 1) for count in self.repeats)
+
+    def keeping(self, kept: Kept) -> "ShuffleNetV2Spec":
+        return self.model_copy(update={"repeats": counts_of(kept)})
+
+    @property
+    def learnable(self) -> "ShuffleNetV2Spec":
+        """A batch norm takes over the bias of its convolution."""
+        return self if self.batch_norm else self.model_copy(update={"batch_norm": True, "bias": False})
+
 
 class ShuffleUnit(nn.Module):
     """Half of the channels pass a bottleneck, or all where it strides. `[N, in, H, W]` to `[N, out, H / s, W / s]`."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, spec: ShuffleNetV2Spec) -> None:
         super().__init__()
-        half = out_channels // 2
+        self.passing = half = out_channels // 2
         inner = in_channels if stride > 1 and spec.inner == "in" else half
         self.branch1 = nn.Sequential()
         if stride > 1:
@@ -92,7 +106,8 @@ class ShuffleUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, changed = (x, x) if len(self.branch1) else x.chunk(2, dim=1)
+        # Slices, since older operator sets cannot express a split into equal parts.
+        kept, changed = (x, x) if len(self.branch1) else (x[:, : self.passing], x[:, self.passing :])
         return shuffle(torch.cat((self.branch1(kept), self.branch2(changed)), dim=1))
 
 
@@ -102,8 +117,10 @@ def shuffle(maps: Tensor) -> Tensor:
     return shuffled
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: ShuffleNetV2Spec
 
     def __init__(self, spec: ShuffleNetV2Spec) -> None:
         super().__init__()
@@ -120,10 +137,15 @@ class ShuffleNetV2(nn.Module):
         self.conv5 = nn.Sequential(*_pointwise(spec.widths[-1], spec.head_width, spec))
         self.fc = nn.Linear(spec.head_width, spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.conv1(x))
-        for index in range(len(self.spec.widths)):
-            x = self.get_submodule(f"stage{index + 2}")(x)
+    def enter(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.maxpool(self.conv1(images))
+        return maps
+
+    def stage_list(self) -> list[Stage]:
+        stages = (self.get_submodule(f"stage{index + 2}") for index in range(len(self.spec.widths)))
+        return [Stage((), blocks_of(stage.children())) for stage in stages]
+
+    def leave(self, x: Tensor) -> Tensor:
         logits: Tensor = self.fc(self.conv5(x).mean((2, 3)))
         return logits
 

@@ -1,10 +1,10 @@
 """What every family of architectures has in common: a frozen spec that says how to build its network."""
 
 from abc import abstractmethod
-from typing import Annotated, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Annotated, Self, TypeVar
 
 from pydantic import Field
-from torch import Tensor
 
 from compress.pipeline.records import Record
 
@@ -13,6 +13,11 @@ MOST_CHANNELS = 1 << 20
 
 Count = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 """A number of channels, classes or layers."""
+
+Kept = Sequence[Sequence[int]]
+"""Of each stage, the positions of the blocks that stay, in ascending order."""
+
+_Item = TypeVar("_Item")
 
 
 class NetworkSpec(Record):
@@ -47,10 +52,38 @@ class NetworkSpec(Record):
         """The greatest that it can take; None where it takes any."""
         return None
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Of each block of each stage, whether the network works without it; () where nothing is known of blocks."""
+        return ()
 
-@runtime_checkable
-class StagedNetwork(Protocol):
-    """A network that can show what its stages put out, for students that match them."""
+    def keeping(self, kept: Kept) -> "NetworkSpec":
+        """The spec of the network that has only these blocks."""
+        raise NotImplementedError
 
-    def logits_and_stage_outputs(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Normalised images `[N, C, H, W]` to logits `[N, K]` and to what each stage puts out, `[N, C_s, H_s, W_s]`."""
+    @property
+    def learnable(self) -> Self:
+        """The form that computes the same and that a student learns best in: with batch norms, if there can be any."""
+        return self
+
+
+def kept_of(stages: Sequence[Sequence[_Item]], kept: Kept) -> list[_Item]:
+    """What belongs to the blocks that stay, of all stages in a row."""
+    return [stage[index] for stage, positions in zip(stages, kept, strict=True) for index in positions]
+
+
+def counts_of(kept: Kept) -> tuple[int, ...]:
+    """Blocks that each stage keeps."""
+    return tuple(len(positions) for positions in kept)
+
+
+def same_width_droppable(counts: Sequence[int], widths: Sequence[int], entering: int) -> tuple[tuple[bool, ...], ...]:
+    """Of blocks that each change the shape at the beginning of their stage if at all, as `droppable` has it.
+
+    Args:
+        counts: blocks a stage; all stages but the first begin at a lower resolution.
+        widths: channels that the blocks of each stage put out.
+        entering: channels that enter the first stage.
+    """
+    first = entering == widths[0]
+    return tuple((first and index == 0,) + (True,) * (count - 1) for index, count in enumerate(counts))

@@ -5,14 +5,16 @@ batch norm and the adaptive pooling as torchvision adds them. Parameters are nam
 (`features.0`, `classifier.6`).
 """
 
+from itertools import islice, pairwise
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec
+from compress.pipeline.networks.staged import Block, Stage, StagedNetwork, run
 
 Head = Literal["linear", "convolutional"]
 
@@ -76,9 +78,29 @@ class VGGSpec(NetworkSpec):
         """Height and width in pixels that the poolings bring down to one."""
         return 1 << (len(self.blocks) - (0 if self.last_pool else 1))
 
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Convolutions whose input is as wide as their output."""
+        entering = (self.channels, *(widths[-1] for widths in self.blocks[:-1]))
+        return tuple(
+            tuple(before == after for before, after in pairwise((first, *widths)))
+            for first, widths in zip(entering, self.blocks, strict=True)
+        )
 
-class VGG(nn.Module):
+    def keeping(self, kept: Kept) -> "VGGSpec":
+        chosen = zip(self.blocks, kept, strict=True)
+        return self.model_copy(update={"blocks": tuple(tuple(widths[i] for i in index) for widths, index in chosen)})
+
+    @property
+    def learnable(self) -> "VGGSpec":
+        """A batch norm takes over the bias of its convolution."""
+        return self if self.batch_norm else self.model_copy(update={"batch_norm": True, "conv_bias": False})
+
+
+class VGG(StagedNetwork):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`."""
+
+    spec: VGGSpec
 
     def __init__(self, spec: VGGSpec) -> None:
         super().__init__()
@@ -86,15 +108,35 @@ class VGG(nn.Module):
         self.features = _features(spec)
         self.classifier = _classifier(spec)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, grid = self.features(x), self.spec.grid
+    def enter(self, images: Tensor) -> Tensor:
+        return images
+
+    def stage_list(self) -> list[Stage]:
+        modules = iter(self.features)
+        layers = 3 if self.spec.batch_norm else 2
+        stages = []
+        for number, widths in enumerate(self.spec.blocks):
+            pool = tuple(islice(modules, 1 if number else 0))
+            blocks: list[Block] = [tuple(islice(modules, layers)) for _ in widths]
+            stages.append(Stage(pool, blocks))
+        return stages
+
+    def leave(self, x: Tensor) -> Tensor:
+        grid = self.spec.grid
+        x = self.features[-1](x) if self.spec.last_pool else x
         if self.spec.head == "convolutional":
-            height, width = (max(size, grid) for size in x.shape[2:])
-            x = self.classifier[:-1](F.adaptive_avg_pool2d(x, (height, width)))
+            x = run(list(self.classifier)[:-1], _at_least(x, grid))
             logits: Tensor = self.classifier[-1](torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         else:
             logits = self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, grid), 1))
         return logits
+
+
+@fx.wrap
+def _at_least(maps: Tensor, grid: int) -> Tensor:
+    """Maps that are smaller than the grid stretched to it; a leaf to tracers, since it asks for the size."""
+    height, width = (max(size, grid) for size in maps.shape[2:])
+    return F.adaptive_avg_pool2d(maps, (height, width))
 
 
 def _features(spec: VGGSpec) -> nn.Sequential:

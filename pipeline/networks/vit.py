@@ -4,6 +4,7 @@ Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (arXiv 20
 "Training data-efficient image transformers", ICML 2021 (DeiT), for the small sizes.
 """
 
+from itertools import islice, pairwise
 from typing import Literal
 
 import torch
@@ -11,10 +12,14 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, NetworkSpec
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, counts_of
+from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
 
 EPSILON = 1e-6
 """Of the layer norms, as torchvision and timm have it."""
+
+_STAGES = 4
+"""As many as convolutional networks for images of 224 px usually have."""
 
 _LETTERS = {
     # width and depth. Source: table 1 of both papers; Ti and S are DeiT's
@@ -31,6 +36,8 @@ class ViTSpec(NetworkSpec):
 
     `patch` is the side of a patch in pixels and `grid` the number of patches a side, so that only square images of
     `patch * grid` pixels fit. `attention` says whether the weights of query, key and value lie in one tensor or three.
+    All layers work at one resolution; `stages` counts those of each of the groups that stand for stages, where they are
+    not the usual ones.
     """
 
     family: Literal["vit"] = "vit"
@@ -41,6 +48,7 @@ class ViTSpec(NetworkSpec):
     mlp_width: Count
     heads: Count
     attention: Literal["joint", "separate"] = "joint"
+    stages: tuple[Count, ...] = ()
     epsilon: float = EPSILON
 
     @model_validator(mode="after")
@@ -48,6 +56,28 @@ class ViTSpec(NetworkSpec):
         if self.width % self.heads:
             raise ValueError(f"{self.width} channels cannot be shared out to {self.heads} heads")
         return self
+
+    @model_validator(mode="after")
+    def _all_layers_in_stages(self) -> "ViTSpec":
+        if sum(self.stage_depths) != self.depth:
+            raise ValueError(f"the stages count {sum(self.stages)} layers of {self.depth}")
+        return self
+
+    @property
+    def stage_depths(self) -> tuple[int, ...]:
+        """Layers of each stage: by default four groups that are equal up to one layer."""
+        groups = min(_STAGES, self.depth)
+        ends = [self.depth * number // groups for number in range(groups + 1)]
+        return self.stages or tuple(end - start for start, end in pairwise(ends))
+
+    @property
+    def droppable(self) -> tuple[tuple[bool, ...], ...]:
+        """Every layer."""
+        return tuple((True,) * count for count in self.stage_depths)
+
+    def keeping(self, kept: Kept) -> "ViTSpec":
+        counts = counts_of(kept)
+        return self.model_copy(update={"depth": sum(counts), "stages": counts})
 
     @property
     def letter(self) -> str | None:
@@ -92,8 +122,8 @@ class Attention(nn.Module):
         self.project = nn.Linear(spec.width, spec.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        parts = torch.cat([layer(tokens) for layer in self.inputs], -1).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        parts = torch.cat([layer(tokens) for layer in self.inputs], -1).unflatten(-1, (3, self.heads, -1))
+        query, key, value = (parts[:, :, index].transpose(1, 2) for index in range(3))
         attended = F.scaled_dot_product_attention(query, key, value)  # [N, heads, T, width / heads]
         out: Tensor = self.project(attended.transpose(1, 2).flatten(2))
         return out
@@ -117,11 +147,14 @@ class ViTBlock(nn.Module):
         return out
 
 
-class ViT(nn.Module):
+class ViT(StagedNetwork):
     """Normalised images `[N, C, H, W]` of the spec's size to logits `[N, num_classes]`."""
+
+    spec: ViTSpec
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
+        self.spec = spec
         self.patches = nn.Conv2d(spec.channels, spec.width, spec.patch, spec.patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, spec.width))
         self.position = nn.Parameter(torch.zeros(1, 1 + spec.grid**2, spec.width))
@@ -129,8 +162,20 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(spec.width, spec.epsilon)
         self.head = nn.Linear(spec.width, spec.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        patches = self.patches(x).flatten(2).transpose(1, 2)  # [N, grid^2, width], row by row
-        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], 1) + self.position
-        logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
+    def enter(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)  # [N, grid^2, width], row by row
+        tokens: Tensor = torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], 1) + self.position
+        return tokens
+
+    def stage_list(self) -> list[Stage]:
+        blocks = iter(self.blocks)
+        return [Stage((), blocks_of(islice(blocks, depth))) for depth in self.spec.stage_depths]
+
+    def leave(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(x)[:, 0])
         return logits
+
+    def as_maps(self, x: Tensor) -> Tensor:
+        """The tokens of patches as maps `[N, width, grid, grid]`; the class token has no place on them."""
+        maps: Tensor = x[:, 1:].transpose(1, 2).unflatten(2, (self.spec.grid, self.spec.grid))
+        return maps

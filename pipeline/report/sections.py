@@ -70,7 +70,7 @@ def distillation(record: DistillRecord, teacher: TeacherRecord) -> Section:
         rows=(
             ("Student", record.student),
             ("Parameters", f"{record.parameters:,}, {ratio} times fewer than the teacher"),
-            ("Starts from", "the teacher's own layers" if record.inherited else "random weights"),
+            ("Starts from", _origin(record)),
             ("Rounds", f"{record.rounds:,} after {record.warmup_rounds:,} of warm-up"),
             ("Student steps", text.count(record.kd_steps)),
             ("Synthetic images", text.count(record.pool_images)),
@@ -78,6 +78,13 @@ def distillation(record: DistillRecord, teacher: TeacherRecord) -> Section:
         ),
         lists=_lists({"Notes": record.notes}),
     )
+
+
+def _origin(record: DistillRecord) -> str:
+    if record.kept_blocks is None:
+        return "the teacher's own layers" if record.inherited else "random weights"
+    stages = "; ".join(", ".join(str(index + 1) for index in stage) for stage in record.kept_blocks)
+    return f"the teacher's own layers, of its stages the blocks {stages}"
 
 
 def background(data: ReportData) -> list[Section]:

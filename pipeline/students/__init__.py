@@ -1,21 +1,16 @@
 """Compact students: architectures by name, and students derived from their teacher."""
 
-from compress.pipeline.students.planning import (
-    StudentPlan,
-    build_student,
-    count_parameters,
-    inherit_weights,
-    inheriting_student,
-    inheriting_students,
-    plan_student,
-    spread,
-    zoo_students,
-)
+from compress.pipeline.students.inheritance import donor_of, inherit_weights
+from compress.pipeline.students.inheriting import inheriting_student, inheriting_students, spread
+from compress.pipeline.students.plan import StudentPlan, count_parameters
+from compress.pipeline.students.planning import build_student, plan_student
+from compress.pipeline.students.zoo import zoo_students
 
 __all__ = [
     "StudentPlan",
     "build_student",
     "count_parameters",
+    "donor_of",
     "inherit_weights",
     "inheriting_student",
     "inheriting_students",

@@ -4,17 +4,16 @@ No labels are mixed with them: the teacher says what it sees in each mixture (Be
 teacher is patient and consistent", CVPR 2022).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Mixing = Literal["none", "cutmix", "mixup", "both"]
-"""`both` leaves it to chance, batch by batch."""
+from compress.pipeline.settings import Mixing
 
 
 def mixed(images: Tensor, mixing: Mixing, share: float) -> Tensor:
     """A batch `[N, C, H, W]` whose images are mixed, or, with probability `1 - share`, left as they are.
+
+    `both` leaves it to chance, batch by batch, which way they are mixed.
 
     All chances come from torch's global random generator of the CPU, so that every device draws alike.
     """

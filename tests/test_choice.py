@@ -1,0 +1,96 @@
+"""Which blocks a student keeps."""
+
+import pytest
+import torch
+from torch import nn
+
+from compress.pipeline.networks import StagedNetwork
+from compress.pipeline.networks.densenet import DenseLayer
+from compress.pipeline.students.choice import MOST_PASSES, _passes, choose_blocks, relative_change
+from compress.pipeline.students.inheritance import donor_of, thinned
+from compress.pipeline.students.inheriting import block_counts
+from tests.families import SPECS, images, network_of
+from tests.tiny import copied, same_tensors
+
+LAST = {
+    # the layer of a block without which it adds nothing to its input
+    "ResNet": "bn2",
+    "PreActResNet": "residual.conv2",
+    "MobileNetV2": "conv.3",
+    "EfficientNet": "block.3.1",
+    "ConvNeXt": "project",
+}
+
+
+def idle(network: StagedNetwork, name: str, stage: int, index: int) -> None:
+    """Let a block compute the identity, its residual branch being zero."""
+    (block,) = network.stage_list()[stage].blocks[index]
+    for parameter in block.get_submodule(LAST[name]).parameters():
+        nn.init.zeros_(parameter)
+
+
+@pytest.mark.parametrize("name", LAST)
+@pytest.mark.parametrize("index", [1, 2])
+def test_a_block_that_is_an_identity_goes_first(name: str, index: int) -> None:
+    for stage in (0, 1):
+        network = donor_of(network_of(name))
+        idle(network, name, stage, index)
+        counts = list(block_counts(network.spec))
+        counts[stage] -= 1
+        kept = choose_blocks(network, counts, images(16))
+        assert set(range(counts[stage] + 1)) - set(kept[stage]) == {index}
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_dense_layer_that_adds_nothing_goes_first(index: int) -> None:
+    # Its channels are zero, and batch norms that see only zeros put out their bias: zero, too.
+    network = network_of("DenseNet")
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.zeros_(norm.bias)
+    (layer,) = network.stage_list()[1].blocks[index]
+    assert isinstance(layer, DenseLayer)
+    nn.init.zeros_(layer.get_submodule("conv2").get_parameter("weight"))
+    kept = choose_blocks(network, (3, 2), images(16))
+    assert set(range(3)) - set(kept[1]) == {index}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_family_keeps_as_many_blocks_as_it_should_and_all_that_must_stay(name: str) -> None:
+    donor = donor_of(network_of(name))
+    before = copied(donor)
+    counts = [max(1, len(stage) - 1) for stage in donor.spec.droppable]
+    kept = choose_blocks(donor, counts, images(8))
+    assert [len(stage) for stage in kept] == counts
+    for chosen, droppable in zip(kept, donor.spec.droppable, strict=True):
+        assert list(chosen) == sorted(set(chosen))
+        assert all(index in chosen for index, may_go in enumerate(droppable) if not may_go)
+    assert choose_blocks(donor, counts, images(8)) == kept
+    assert same_tensors(copied(donor), before)
+
+
+def test_where_nothing_is_to_go_nothing_goes() -> None:
+    assert choose_blocks(network_of("ResNet"), (3, 3), images(2)) == ((0, 1, 2), (0, 1, 2))
+
+
+def test_the_change_is_relative_to_what_is_wanted() -> None:
+    # ((1 - 2)^2 + (3 - 1)^2) / (2^2 + 1^2) = 5 / 5
+    assert relative_change(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 3.0])) == pytest.approx(1.0)
+    assert relative_change(torch.zeros(2), torch.zeros(2)) == 0.0
+
+
+def test_blocks_go_one_at_a_time_unless_there_are_too_many() -> None:
+    assert _passes(0) == []
+    assert _passes(3) == [1, 1, 1]
+    assert _passes(11) == [2, 2, 2, 1, 1, 1, 1, 1]
+    for surplus in range(1, 60):
+        assert sum(_passes(surplus)) == surplus
+        assert len(_passes(surplus)) <= MOST_PASSES
+
+
+def test_a_thinned_network_shares_the_tensors_of_its_donor() -> None:
+    donor = network_of("ResNet")
+    small = thinned(donor, [(2,), (0, 1)])
+    assert small.get_parameter("layer1.0.conv1.weight").data_ptr() == (
+        donor.get_parameter("layer1.2.conv1.weight").data_ptr()
+    )
