@@ -1,7 +1,7 @@
 """What each switch of distillation is worth: the same teacher and the same time, one switch turned at a time.
 
-    python benchmarks/ablation.py TEACHER --labels FILE --data IMAGES.npz --budget 5m -o FOLDER [ROW ...]
-        [--set KEY=VALUE ...]
+    python benchmarks/ablation.py TEACHER --labels FILE --data IMAGES.npz --budget 5m -o FOLDER
+        [--set KEY=VALUE ...] [--rows ROW ...]
 
 Every row is a run of `compress` with the time of `--budget`, measured on real images as `real_agreement.py` does; the run
 never sees them. Measured rows are kept in FOLDER/rows.jsonl and not run again, so that a long table can be made in parts.
@@ -29,19 +29,17 @@ ROWS: Mapping[str, Sequence[str]] = {
     "no stage matching": ("distill.stage_weight=0",),
     "last weights, not their average": ("distill.average_decay=0",),
     "last moment, not the best on held-out images": ("distill.selection=last",),
-    "images selected by batch": ("synthesis.selection=batch",),
     "images selected one by one": ("synthesis.selection=image",),
     "pool of 1,000 images": ("distill.pool_limit=1000",),
-    "uniform replay": ("distill.replay_priority=0",),
     "prioritised replay": ("distill.replay_priority=0.6",),
     "nothing mixed": ("distill.mixing=none",),
     "CutMix": ("distill.mixing=cutmix",),
     "Mixup": ("distill.mixing=mixup",),
-    "CutMix or Mixup": ("distill.mixing=both",),
+    "SGD": ("distill.optimiser=sgd", "distill.inherited_learning_rate=0.05", "distill.weight_decay=1e-4"),
     "temperature 1": ("distill.temperature=1",),
     "temperature 20": ("distill.temperature=20",),
     "latent drawn directly": ("synthesis.latent_source=direct",),
-    "published rates": ("distill.temperature=20", "distill.learning_rate=0.2", "distill.inherited_learning_rate=0.2"),
+    "published rate": ("distill.optimiser=sgd", "distill.temperature=20", "distill.inherited_learning_rate=0.2"),
 }
 """Each row's name, and the settings that differ from the default recipe's."""
 
@@ -67,15 +65,16 @@ def run_row(options: argparse.Namespace, number: int, settings: Sequence[str]) -
     if code not in {0, 4}:  # a verdict is what is measured here, not a reason to stop
         raise SystemExit(f"compress ended with exit code {code}: {' '.join(str(word) for word in command)}")
     seconds = time.monotonic() - started
-    images, labels = read_images(options.data, options.limit)
-    student = measure(folder, find_teacher(folder, None), images, labels)["student.safetensors"]
+    teacher, (images, labels) = find_teacher(folder, None), read_images(options.data, options.limit)
+    with torch.inference_mode():
+        student = measure(folder, teacher, images, labels)["student.safetensors"]
     report = json.loads((folder / "report.json").read_bytes())
     return {
         "settings": list(settings),
         "agreement": student.agreement.model_dump(),
         "accuracy": student.accuracy.value,
-        "kd_steps": report["student"]["kd_steps"],
-        "images": report["student"]["pool_images"],
+        "kd_steps": report["distill"]["kd_steps"],
+        "images": report["distill"]["pool_images"],
         "seconds": round(seconds),
     }
 
@@ -107,7 +106,7 @@ def main() -> int:
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder for the runs and their results")
     parser.add_argument("--set", action="append", default=[], help="a setting of every row, such as threads=2")
     parser.add_argument("--limit", type=int, help="only so many real images")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
     options = parser.parse_args()
     unknown = set(options.rows) - set(ROWS)
     if unknown:
@@ -118,8 +117,7 @@ def main() -> int:
     for number, name in enumerate(ROWS):
         if name in rows or (options.rows and name not in options.rows):
             continue
-        with torch.inference_mode():
-            rows[name] = {"name": name} | run_row(options, number, ROWS[name])
+        rows[name] = {"name": name} | run_row(options, number, ROWS[name])
         with results.open("a") as file:
             file.write(json.dumps(rows[name]) + "\n")
     Console().print(table_of(rows))

@@ -43,7 +43,7 @@ class ConsoleProgress:
 
     def moved(self, moment: Moment) -> None:
         self._moment = moment
-        self._show(moment.done, moment.total, f"{moment.doing}: {moment.figures}" if moment.figures else moment.doing)
+        self._show(moment.done, moment.total, ": ".join(filter(None, (moment.doing, moment.figures))))
 
     def advance(self, done: int, total: int, figures: str) -> None:
         self._first = self._first or (time.monotonic(), done)

@@ -22,6 +22,7 @@ DEFAULT_RECIPE = "default"
 
 LatentSource = Literal["noisy_layer", "direct"]
 Synonyms = Literal["fewest", "all"]
+Selection = Literal["batch", "image"]
 Mixing = Literal["none", "cutmix", "mixup", "both"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -76,7 +77,7 @@ class SynthesisSettings(Section):
 
     batch_size: int = Field(default=100, ge=2)
     """Images a synthetic batch; every class appears in it equally often, or a random share of them where not all fit."""
-    steps: int = Field(default=15, ge=1)
+    steps: int = Field(default=30, ge=1)
     """Optimiser steps on the generator for each batch of images."""
     learning_rate: float = Field(default=4e-3, gt=0)
     """Of the generator's optimiser."""
@@ -102,6 +103,8 @@ class SynthesisSettings(Section):
     """Channels of the generator's last stage; the earlier ones have twice as many."""
     max_noisy_layers: int | None = Field(default=64, ge=1)
     """Bound on noisy layers, which otherwise grow with batch size over number of classes; null sets none."""
+    selection: Selection = "batch"
+    """What the images of a batch are: those of the generator's best step, or each image from the step best for it."""
     crop_padding: int | None = Field(default=None, ge=0)
     """Pixels that random crops may shift by; by default an eighth of the image."""
     flip: bool | None = None
@@ -151,6 +154,10 @@ class DistillSettings(Section):
     """Weight of matching the teacher's stage outputs, where the student has stages of the same shapes."""
     average_decay: float = Field(default=0.98, ge=0, lt=1)
     """Decay per step of the running average of the student's weights, which is what is shipped; 0 ships the last."""
+    replay_priority: float = Field(default=0.0, ge=0, le=1)
+    """How much oftener the student sees images again on which it was far from the teacher; 0 draws all alike."""
+    selection: Literal["best", "last"] = "best"
+    """Which moment is shipped: the round with the best agreement on held-out synthetic images, or the last."""
     pool_limit: int | None = Field(default=50_000, ge=4)
     """Images the pool holds; beyond it the oldest leave. With null none ever does."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)

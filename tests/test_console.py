@@ -192,6 +192,13 @@ def test_each_stage_has_a_rate_of_its_own(plain: ConsoleProgress, at: Callable[[
     assert printed(plain).splitlines()[-1] == "      1/1  loss 1.0"
 
 
+def test_figures_alone_have_no_colon_before_them(plain: ConsoleProgress, at: Callable[[float], None]) -> None:
+    plain.stage_started(3, 7, "distill")
+    at(1015)
+    plain.moved(moment(doing="", figures="loss 1.0"))
+    assert printed(plain).splitlines()[1].startswith("      5/14  loss 1.0")
+
+
 def test_figures_with_brackets_are_no_markup(plain: ConsoleProgress) -> None:
     plain.advance(1, 1, "loss [bold]1.0")
     assert printed(plain) == "      1/1  loss [bold]1.0\n"

@@ -2,6 +2,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from compress.pipeline.records import DistillRecord
 from compress.pipeline.settings import Settings, StudentSettings, merge
 from compress.pipeline.stages import SECONDS_FILE
 from compress.pipeline.students import StudentPlan, inheriting_student, plan_student
+from compress.pipeline.synthesis import mixing as mixing_module
 from compress.pipeline.synthesis.pool import NO_CLASS, ImagePool
 from compress.pipeline.synthesis.synthesiser import Synthesiser, SyntheticBatch
 from compress.pipeline.teacher import Teacher
@@ -281,9 +283,17 @@ def test_the_rate_falls_in_half_a_cosine_over_all_steps(
     assert rates == [cosine(number, 12, first, 0.001) for number in range(12)]
 
 
-@pytest.mark.parametrize(("agreements", "best"), [([0.2, 0.9, 0.3], 1), ([0.9, 0.9, 0.1], 1), ([0.9, 0.2, 0.3], 0)])
-def test_the_student_of_the_best_moment_is_shipped_and_later_ones_win_ties(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreements: list[float], best: int
+@pytest.mark.parametrize(
+    ("selection", "agreements", "shipped"),
+    [
+        ("best", [0.2, 0.9, 0.3], 1),
+        ("best", [0.9, 0.9, 0.1], 1),
+        ("best", [0.9, 0.2, 0.3], 0),
+        ("last", [0.9, 0.2, 0.3], 2),
+    ],
+)
+def test_the_student_of_the_best_moment_is_shipped_and_later_ones_win_ties_unless_the_last_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, agreements: list[float], shipped: int
 ) -> None:
     moments: list[dict[str, Tensor]] = []
 
@@ -292,10 +302,26 @@ def test_the_student_of_the_best_moment_is_shipped_and_later_ones_win_ties(
         return agreements[len(moments) - 1]
 
     monkeypatch.setattr(Monitor, "agreement", scripted)
-    record, _ = run(tmp_path, synthesis=LITTLE)
+    record, _ = run(tmp_path, synthesis=LITTLE, distill={"selection": selection})
     assert [point.monitor_agreement for point in record.history[2:]] == agreements
-    assert record.monitor_agreement == max(agreements)
-    assert same_tensors(load_file(tmp_path / STUDENT_FILE), moments[best])
+    assert record.monitor_agreement == agreements[shipped]
+    assert same_tensors(load_file(tmp_path / STUDENT_FILE), moments[shipped])
+
+
+@pytest.mark.parametrize(("mixing", "mixed_images"), [("none", 0), ("cutmix", 6), ("mixup", 6)])
+def test_the_student_learns_from_mixed_images_where_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixing: str, mixed_images: int
+) -> None:
+    calls: list[int] = []
+
+    def watched(mix: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return mix(images)
+
+    for name in ("cutmix", "mixup"):
+        monkeypatch.setattr(mixing_module, name, partial(watched, getattr(mixing_module, name)))
+    run(tmp_path, synthesis=LITTLE, distill={"mixing": mixing, "mixed_share": 1.0})
+    assert calls == [8] * mixed_images
 
 
 @pytest.mark.parametrize(("student", "times"), [("inherit-1-1", 1), ("resnet8-w0.5", 0)])
@@ -407,7 +433,10 @@ def test_the_choice_of_blocks_is_remembered_over_an_interruption(
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "random weights, and a pool that overflows": {"student": "resnet8-w0.5", "distill": {"pool_limit": 17}},
+    "random weights, prioritised replay, and a pool that overflows": {
+        "student": "resnet8-w0.5",
+        "distill": {"pool_limit": 17, "replay_priority": 0.6},
+    },
     "grey images, a pool smaller than a batch, classes that do not divide it": {
         "teacher": {"channels": 1, "shortcut": "pad", "size": 9},
         "distill": {"pool_limit": 5},
@@ -415,7 +444,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "no batch norm, momentum or average, and a generator for life": {
         "teacher": {"batch_norm": False},
-        "distill": {"momentum": 0.0, "average_decay": 0.0},
+        "distill": {"optimiser": "sgd", "momentum": 0.0, "average_decay": 0.0},
         "synthesis": {"generator_life": 100},
     },
 }

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.pipeline.distillation.learner import Learner, Monitor
+from compress.pipeline.distillation.learner import Learner, Monitor, optimiser_of
 from compress.pipeline.networks import StagedNetwork
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
-from compress.pipeline.settings import StudentSettings
+from compress.pipeline.settings import DistillSettings, StudentSettings
 from compress.pipeline.students import inheritance, plan_student
 from compress.pipeline.students.unfolding import unfolded
 from compress.pipeline.synthesis.losses import distillation, stage_matching
@@ -84,6 +84,23 @@ def test_an_inherited_student_begins_at_a_rate_of_its_own() -> None:
     assert tiny_learner("resnet8", **rates).first_rate == 0.3
 
 
+def test_the_optimiser_is_the_one_that_is_asked_for() -> None:
+    parameter = nn.Parameter(torch.tensor([3.0]))
+
+    def stepped(**settings: Any) -> float:
+        """Where a step of 0.1 against the gradient 2 leads."""
+        with torch.no_grad():
+            parameter.fill_(3.0)
+        parameter.grad = torch.tensor([2.0])
+        optimiser_of([parameter], 0.1, DistillSettings(**settings)).step()
+        return parameter.item()
+
+    # SGD: decay joins the gradient, 3 - 0.1 * (2 + 0.5 * 3)
+    assert stepped(optimiser="sgd", weight_decay=0.5) == pytest.approx(2.65)
+    # AdamW: decay on its own, 3 * (1 - 0.1 * 0.5), and a first step of the sign of the gradient alone
+    assert stepped(optimiser="adamw", weight_decay=0.5) == pytest.approx(2.85 - 0.1)
+
+
 # A step
 
 
@@ -106,6 +123,16 @@ def test_the_loss_is_distillation_and_where_wanted_stage_matching(stage_weight: 
     loss = learner.step(batch, 0.1)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     assert loss.shape == () and not loss.requires_grad
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_tells_how_far_the_student_was_from_the_teacher_on_each_image(parts: int) -> None:
+    learner = tiny_learner(temperature=3.0, stage_weight=0.0)
+    learner.micro_batches = parts
+    batch = images()
+    loss = learner.step(batch, 0.1)
+    assert learner.divergences.shape == (len(batch),)
+    torch.testing.assert_close(learner.divergences.mean(), loss)
 
 
 def test_stages_are_matched_only_where_they_have_the_teachers_shapes() -> None:
@@ -139,7 +166,7 @@ def test_a_teacher_of_another_family_teaches_by_its_answers() -> None:
 
 
 def test_a_step_is_gradient_descent_with_momentum_and_weight_decay() -> None:
-    learner = tiny_learner(momentum=0.5, weight_decay=0.1)
+    learner = tiny_learner(optimiser="sgd", momentum=0.5, weight_decay=0.1)
     bias = learner.student.get_parameter("network.fc.bias")
     velocity = torch.zeros(4)
     for rate in (0.1, 0.02):

@@ -1,15 +1,26 @@
-"""The benchmark that measures a delivered folder on real images."""
+"""The benchmarks that measure delivered folders on real images."""
 
 import io
 import json
 import runpy
+import shutil
+import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+import ablation
+import curve
+from compress.pipeline.distillation.checkpoint import Checkpoint, save_checkpoint
+from compress.pipeline.settings import assignment, merge, resolve_settings
+from compress.pipeline.tensor_files import prefixed, write_tensors
 from tests.command import LABELS, compress, save_teacher
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "real_agreement.py"
@@ -67,3 +78,70 @@ def test_encoded_images_end_to_end_are_decoded_in_order() -> None:
     images = decoded(np.concatenate(files), offsets, None)
     assert images.shape == (2, 3, 4, 4)
     assert [int(image.max()) for image in images] == list(shades)
+
+
+# The curve
+
+
+def test_the_copies_of_a_run_are_measured_one_by_one(
+    delivered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", images=images, labels=np.zeros(20, np.uint8))
+    (tmp_path / "copies").mkdir()
+    weights = prefixed("average", load_file(delivered / "student.safetensors"))
+    for seconds in (60, 120):
+        write_tensors(tmp_path / "copies" / f"{seconds:06}.safetensors", weights)
+    words = ("curve.py", delivered, "--data", tmp_path / "real.npz", "--copies", tmp_path / "copies")
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    assert curve.main() == 0
+    output = capsys.readouterr().out
+    assert all(expected in output for expected in ("20 real images", " 60 ", " 120 "))
+
+
+def test_the_newest_checkpoint_is_copied_under_its_seconds_once_the_student_learns(tmp_path: Path) -> None:
+    def save(seconds: float, kd_steps: int) -> None:
+        numbers = {"seconds": seconds, "history": [{"kd_steps": 0}, {"kd_steps": kd_steps}]}
+        tensors = {"average.weight": torch.tensor(seconds)}
+        save_checkpoint(tmp_path, Checkpoint(tensors=tensors, numbers=numbers, between_rounds=True))
+
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    assert not curve.copy_newest(tmp_path, copies)  # there is none yet
+    save(10.0, 0)
+    assert not curve.copy_newest(tmp_path, copies)  # it has learned nothing yet
+    save(70.2, 120)
+    assert curve.copy_newest(tmp_path, copies)
+    assert load_file(copies / "000070.safetensors")["average.weight"] == torch.tensor(70.2)
+
+
+# The ablation
+
+
+def test_a_row_of_the_ablation_is_measured_once(
+    delivered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", images=images, labels=np.zeros(20, np.uint8))
+    teacher, labels = delivered.parent / "teacher.pt", delivered.parent / "labels.txt"
+    commands: list[list[str]] = []
+
+    def compress_instead(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        shutil.copytree(delivered, command[command.index("-o") + 1])
+        return subprocess.CompletedProcess(command, 4)
+
+    monkeypatch.setattr(subprocess, "run", compress_instead)
+    words = ("ablation.py", teacher, "--labels", labels, "--data", tmp_path / "real.npz", "--budget", "5m")
+    monkeypatch.setattr(
+        sys, "argv", [str(word) for word in (*words, "-o", tmp_path / "out", "--rows", "default", "Mixup")]
+    )
+    assert ablation.main() == ablation.main() == 0
+    assert [command[-1] for command in commands] == [str(tmp_path / "out" / "row-00"), "distill.mixing=mixup"]
+    assert "Mixup" in capsys.readouterr().out
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 2
+
+
+def test_every_row_of_the_ablation_is_a_setting_that_exists() -> None:
+    for settings in ablation.ROWS.values():
+        resolve_settings(reduce(merge, map(assignment, settings), dict[str, Any]()), environment={})

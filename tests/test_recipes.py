@@ -35,6 +35,7 @@ OF_ALL: dict[str, Any] = {
     "distill.warmup_rounds": 20,  # --warmup
     "distill.final_learning_rate": 2e-4,  # --eta_min
     "distill.anneal": "round",  # the scheduler steps once an epoch
+    "synthesis.selection": "batch",
     "distill.optimiser": "sgd",
     "distill.momentum": 0.9,  # of SGD
     "distill.weight_decay": 1e-4,  # --wd
@@ -42,6 +43,7 @@ OF_ALL: dict[str, Any] = {
     "distill.mixing": "none",
     "distill.stage_weight": 0.0,  # answers alone are matched
     "distill.average_decay": 0.0,  # weights are not averaged
+    "distill.replay_priority": 0.0,
     "distill.pool_limit": None,  # nothing leaves the folder of images
 }
 OF_CIFAR: dict[str, Any] = {

@@ -19,7 +19,14 @@ from tests.tiny import tiny_settings
 
 SMALL: dict[str, Any] = {
     "synthesis": {"batch_size": 16, "steps": 1},
-    "distill": {"warmup_rounds": 1, "warmup_batches": 1, "rounds": 2, "kd_steps": 2, "batch_size": 16},
+    "distill": {
+        "warmup_rounds": 1,
+        "warmup_batches": 1,
+        "rounds": 2,
+        "kd_steps": 2,
+        "batch_size": 16,
+        "inherited_learning_rate": 0.05,
+    },
 }
 
 
@@ -179,7 +186,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, above: float) -> None:
 def test_after_a_divergence_it_goes_on_from_the_round_before_at_half_the_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoiled(monkeypatch, above=0.02)  # The rate of inherited students is 0.05: halved twice, it is good.
+    spoiled(monkeypatch, above=0.02)  # The rate begins at 0.05: halved twice, it is good.
     record, heard = run(tmp_path / "whole", **SMALL)
     assert heard == [1, 2, 3]
     found = "The student's loss grew beyond all bounds in round 2. Back to the end of the round before, rates halved "

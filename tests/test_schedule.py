@@ -130,7 +130,7 @@ def test_annealed_by_the_round_the_rate_is_that_of_torch_stepped_once_an_epoch()
     # As the published code does: 300 epochs of learning, from 0.2 down to 2e-4.
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300, eta_min=2e-4)
-    settings = DistillSettings(kd_steps=400, anneal="round")
+    settings = DistillSettings(kd_steps=400, final_learning_rate=2e-4, anneal="round")
     for epoch in range(300):
         for step in (400 * epoch, 400 * epoch + 399):
             assert learning_rate(step, 300, settings, 0.2) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-6)

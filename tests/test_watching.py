@@ -230,7 +230,7 @@ def test_without_a_plan_a_forecast_comes_from_a_pass_through_both_networks(
     # student, and 1/40 s an image through the teacher: 8 * (1/40 + 3/160).
     assert watched.expected is not None
     assert watched.expected.model_dump() == pytest.approx(
-        {"synthesis": 6, "adversarial_synthesis": 6.15, "kd_step": 0.35}
+        {"synthesis": 6, "adversarial_synthesis": 6.15, "kd_step": 0.35, "ranks": 1}
     )
     watched.expect(teacher, teacher.network, images, CPU)
     assert len(passes) == 2

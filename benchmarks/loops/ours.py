@@ -33,5 +33,7 @@ class Distillation:
         self.pool.add(setup.images.to(setup.compute.device), torch.full((len(setup.images),), NO_CLASS))
 
     def run(self) -> float:
-        images = self.augmentation(self.pool.sample(self.batch_size)).contiguous(memory_format=torch.channels_last)
+        images = self.augmentation(self.pool.at(self.pool.draw(self.batch_size))).contiguous(
+            memory_format=torch.channels_last
+        )
         return self.learner.step(images, self.learner.first_rate).item()

@@ -18,7 +18,7 @@ from compress.pipeline.students import StudentPlan, build_student, donor_of, inh
 from compress.pipeline.students.choice import IMAGES, choose_blocks
 from compress.pipeline.students.unfolding import settle
 from compress.pipeline.synthesis.loss_parts import LossParts
-from compress.pipeline.synthesis.losses import distillation, stage_matching
+from compress.pipeline.synthesis.losses import distillation_of_each, stage_matching
 from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.teacher import Teacher
 
@@ -53,6 +53,7 @@ class Learner:
         self.average.load_state_dict(self.student.state_dict())
         self.first_rate = self.settings.inherited_learning_rate if plan.inherited else self.settings.learning_rate
         self.parts = LossParts()
+        self._divergences: list[Tensor] = []
         self.micro_batches = 1
         """Parts that a step is taken in where the memory does not hold all of its images; batch norms see one at a time."""
         self.match_stages = self.settings.stage_weight > 0 and _same_stages(teacher, plan)
@@ -83,11 +84,17 @@ class Learner:
     def _gradients(self, images: Tensor) -> Tensor:
         """Sum up the gradient over micro-batches of near-equal size, each weighted by its share; returns the loss."""
         total = torch.zeros((), device=images.device)
+        self._divergences = []
         for part in images.tensor_split(self.micro_batches):
             loss = self._loss(part) * (len(part) / len(images))
             loss.backward()
             total = total + loss.detach()
         return total
+
+    @property
+    def divergences(self) -> Tensor:
+        """How far the student was from the teacher on each image of the last step, `[N]`."""
+        return torch.cat(self._divergences)
 
     @torch.no_grad()
     def recalibrate(self, images: Tensor) -> None:
@@ -127,18 +134,21 @@ class Learner:
         inherit_weights(_staged(self.student), donor, self.kept_blocks)
 
     def _loss(self, images: Tensor) -> Tensor:
-        temperature = self.settings.temperature
         with self.compute.autocast():
             if not self.match_stages:
                 with torch.no_grad():
                     wanted = self.teacher.logits(images)
-                return self.parts.seen("kl_loss", distillation(wanted, self.student(images), temperature))
+                return self._divergence(wanted, self.student(images))
             with torch.no_grad():
                 wanted, wanted_stages = self.teacher.logits_and_stage_outputs(images)
             logits, stages = _staged(self.student).logits_and_stage_outputs(self.student.normalise(images))
         matching = self.parts.seen("stage_loss", stage_matching(wanted_stages, stages, self.world.average))
-        divergence = self.parts.seen("kl_loss", distillation(wanted, logits, temperature))
-        return divergence + self.settings.stage_weight * matching
+        return self._divergence(wanted, logits) + self.settings.stage_weight * matching
+
+    def _divergence(self, wanted: Tensor, logits: Tensor) -> Tensor:
+        of_each = distillation_of_each(wanted, logits, self.settings.temperature)
+        self._divergences.append(of_each.detach())
+        return self.parts.seen("kl_loss", of_each.mean())
 
     @torch.no_grad()
     def _average_weights(self) -> None:

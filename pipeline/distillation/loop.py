@@ -87,7 +87,8 @@ class Distillation:
         self.learner.micro_batches = measures.micro_batches
         torch.manual_seed(derived_seed(settings.seed, "generator"))
         self.synthesiser = Synthesiser(teacher, embeddings, settings.synthesis, compute)
-        self.pool = ImagePool(self.world.share(settings.distill.pool_limit or NO_LIMIT))
+        limit = settings.distill.pool_limit or NO_LIMIT
+        self.pool = ImagePool(self.world.share(limit), settings.distill.replay_priority)
         self.best: dict[str, Tensor] = {}
         self.best_agreement = -1.0
         self.history: list[HistoryPoint] = []
@@ -205,6 +206,7 @@ class Distillation:
         for entry in self.world.tell(checkpoint.pool):
             made = self.world.tell_tensors(pool_chunk(self.folder, FileEntry(*entry)) if self.world.leads else None)
             self.pool.add(*(self.world.mine(made[name]).to(device) for name in ("images", "targets")))
+        self.pool.surprise = self.world.mine(tensors["surprise"])
         self._pool_files = checkpoint.pool
         return Schedule.model_validate(numbers["schedule"]), numbers["seconds"]
 
@@ -253,6 +255,7 @@ class Distillation:
                 for index, value in enumerate(self.synthesiser.running or [])
                 for name in Statistics._fields
             },
+            "surprise": self.world.gathered(self.pool.surprise),
             "losses": torch.stack(self.done.losses) if self.done.losses else torch.empty(0),
         }
 
@@ -292,10 +295,13 @@ class Distillation:
             torch.manual_seed(derived_seed(self.settings.seed, "step", step, *self.world.own_seed()))
             rate = learning_rate(step, rounds, settings, self.learner.first_rate)
             with memory_for("student"):
-                images = self.pool.sample(self.world.share(settings.batch_size))
-                images = mixed(self.synthesiser.augmentation(images), settings.mixing, settings.mixed_share)
+                drawn = self.pool.draw(self.world.share(settings.batch_size))
+                images = self.synthesiser.augmentation(self.pool.at(drawn))
+                images = mixed(images, settings.mixing, settings.mixed_share)
                 images = images.contiguous(memory_format=torch.channels_last)
                 losses.append(self.watch.step(self.learner.step(images, rate)))
+            if settings.replay_priority:
+                self.pool.seen(drawn, self.learner.divergences)
             if len(losses) % LOOK_EVERY == 0:
                 self.refuse_divergence()
             save_if_due()
@@ -311,6 +317,6 @@ class Distillation:
 
     def _keep_best(self, agreement: float) -> None:
         """Later moments win ties: they saw more images."""
-        if agreement >= self.best_agreement:
+        if agreement >= self.best_agreement or self.settings.distill.selection == "last":
             self.best_agreement = agreement
             self.best = {name: tensor.clone() for name, tensor in self.learner.average.state_dict().items()}

@@ -131,31 +131,36 @@ def _covariance(images: Tensor) -> Tensor:
 
 
 def one_hot(teacher_logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the teacher's logits `[N, K]` with the classes `[N]` that were asked for; a scalar."""
-    return F.cross_entropy(teacher_logits.float(), targets)
+    """Cross-entropy of the teacher's logits `[N, K]` with the classes `[N]` that were asked for, of each image `[N]`."""
+    return F.cross_entropy(teacher_logits.float(), targets, reduction="none")
 
 
 def adversarial(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """`-mean_n 1[argmax S = argmax T] KL(p_T || p_S)` of logits `[N, K]`, at temperature 1; a scalar.
+    """`-1[argmax S = argmax T] KL(p_T || p_S)` of logits `[N, K]`, at temperature 1, of each image `[N]`.
 
-    Drives the generator to images on which the student still answers as the teacher does, yet less surely. The mean
-    runs over all images, the masked ones counting as zero; gradients reach the images through both networks.
+    Drives the generator to images on which the student still answers as the teacher does, yet less surely. Images on
+    which it does not count as zero; gradients reach the images through both networks.
     """
     teacher, student = (F.log_softmax(logits.float(), dim=1) for logits in (teacher_logits, student_logits))
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
     agree = teacher_logits.argmax(dim=1) == student_logits.argmax(dim=1)
-    return -(divergence * agree).mean()
+    return -(divergence * agree)
 
 
 def distillation(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """`T^2 KL(softmax(t / T) || softmax(s / T))` of logits `[N, K]`, mean over images; a scalar.
+    """`T^2 KL(softmax(t / T) || softmax(s / T))` of logits `[N, K]`, mean over images; a scalar."""
+    return distillation_of_each(teacher_logits, student_logits, temperature).mean()
+
+
+def distillation_of_each(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """`T^2 KL(softmax(t / T) || softmax(s / T))` of logits `[N, K]`, of each image `[N]`.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
     """
     teacher, student = (
         F.log_softmax(logits.float() / temperature, dim=1) for logits in (teacher_logits, student_logits)
     )
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
 def stage_matching(

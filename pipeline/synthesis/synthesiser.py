@@ -27,6 +27,7 @@ from compress.pipeline.synthesis.losses import (
     one_hot,
 )
 from compress.pipeline.synthesis.pool import as_bytes
+from compress.pipeline.synthesis.selection import BestOfSteps
 from compress.pipeline.teacher import Teacher
 
 
@@ -75,22 +76,20 @@ class Synthesiser:
             targets = self.world.mine(balanced_targets(whole, len(self.embeddings)))
         targets = targets.to(self.compute.device)
         optimiser = torch.optim.Adam(self.generator.parameters(), self.settings.learning_rate, betas=(0.5, 0.999))
-        best = SyntheticBatch(torch.empty(0), targets, float("inf"))
+        best = BestOfSteps(self.settings.selection)
         with _frozen(student):
             for _ in range(self.settings.steps):
-                images, loss, statistics = self._step(targets, student)
-                joint_loss = self.world.average(loss.detach()).item()
-                if joint_loss < best.loss or not len(best.images):
-                    best = SyntheticBatch(images, targets, joint_loss)
+                images, loss, of_each, statistics = self._step(targets, student)
+                best.see(images.detach(), self.world.average(loss.detach()), of_each.detach())
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 self._average_gradients()
                 optimiser.step()
         self._remember(statistics)
-        return SyntheticBatch(as_bytes(best.images), targets, best.loss)
+        return SyntheticBatch(as_bytes(best.images), targets, best.loss.item())
 
-    def _step(self, targets: Tensor, student: nn.Module | None) -> tuple[Tensor, Tensor, list[Statistics]]:
-        """One forward pass: images, total loss, and the batch's statistics."""
+    def _step(self, targets: Tensor, student: nn.Module | None) -> tuple[Tensor, Tensor, Tensor, list[Statistics]]:
+        """One forward pass: images, total loss, each image's own part of it, and the batch's statistics."""
         settings = self.settings
         with self.compute.autocast():
             images = self.generator(targets)
@@ -98,14 +97,15 @@ class Synthesiser:
             logits, bn_inputs = self.teacher.logits_and_bn_inputs(augmented)
             student_logits = None if student is None else student(augmented)
         statistics = joint_statistics([batch_statistics(features) for features in bn_inputs], self.world)
-        loss = self._likeness(images, statistics) + settings.one_hot_weight * self.parts.seen(
-            "one_hot_loss", one_hot(logits, targets)
-        )
+        named = one_hot(logits, targets)
+        self.parts.seen("one_hot_loss", named.mean())
+        of_each = settings.one_hot_weight * named
         if student_logits is not None:
-            loss = loss + settings.adversarial_weight * self.parts.seen(
-                "adversarial_loss", adversarial(logits, student_logits)
-            )
-        return images.detach(), loss, statistics
+            doubted = adversarial(logits, student_logits)
+            self.parts.seen("adversarial_loss", doubted.mean())
+            of_each = of_each + settings.adversarial_weight * doubted
+        loss = self._likeness(images, statistics) + of_each.mean()
+        return images, loss, of_each, statistics
 
     def _likeness(self, images: Tensor, statistics: list[Statistics]) -> Tensor:
         """The term that keeps images like those of the teacher's training: by its batch norms, or else by the prior."""

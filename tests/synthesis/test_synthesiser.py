@@ -34,11 +34,11 @@ class Watched(Synthesiser):
         super().__init__(teacher, embeddings, settings, compute)
         self.seen: list[tuple[Tensor, float, list[Statistics]]] = []
 
-    def _step(self, targets: Tensor, student: nn.Module | None) -> tuple[Tensor, Tensor, list[Statistics]]:
-        images, loss, statistics = super()._step(targets, student)
+    def _step(self, targets: Tensor, student: nn.Module | None) -> tuple[Tensor, Tensor, Tensor, list[Statistics]]:
+        images, loss, of_each, statistics = super()._step(targets, student)
         detached = [Statistics(mean.detach(), variance.detach()) for mean, variance in statistics]
-        self.seen.append((images, loss.item(), detached))
-        return images, loss, statistics
+        self.seen.append((images.detach(), loss.item(), detached))
+        return images, loss, of_each, statistics
 
 
 def synthesiser(*, seed: int = 0, compute: Compute = CPU, teacher: Teacher | None = None, **settings: Any) -> Watched:
@@ -87,6 +87,15 @@ def test_the_images_are_those_of_the_best_step_in_bytes() -> None:
     assert torch.equal(made.images, (watched.seen[best][0] * 255).round().to(torch.uint8))
 
 
+def test_images_selected_one_by_one_come_from_several_steps() -> None:
+    made = synthesiser(steps=8, learning_rate=0.3, selection="image")
+    batch = made.make()
+    steps = torch.stack([(images * 255).round().to(torch.uint8) for images, _, _ in made.seen])
+    same = (steps == batch.images).flatten(2).all(2)  # [steps, images]
+    assert same.any(0).all()
+    assert same.any(1).sum() > 1
+
+
 def test_the_loss_falls_while_the_generator_learns() -> None:
     watched = synthesiser(steps=40)
     made = watched.make()
@@ -115,7 +124,7 @@ def test_the_loss_weighs_its_two_terms() -> None:
     logits, bn_inputs = teacher.logits_and_bn_inputs(images)
     found = [batch_statistics(features) for features in bn_inputs]
     wanted = [Statistics(layer.mean, layer.variance) for layer in teacher.bn_statistics]
-    expected = 3 * batch_norm_matching(found, wanted) + 7 * one_hot(logits, targets)
+    expected = 3 * batch_norm_matching(found, wanted) + 7 * one_hot(logits, targets).mean()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -124,7 +133,7 @@ def test_only_with_a_student_there_is_an_adversarial_term() -> None:
     alone, against = (make(who, steps=1, adversarial_weight=100.0, **STILL) for who in (None, network))
     images = alone.seen[0][0]
     assert torch.equal(images, against.seen[0][0])
-    term = adversarial(teacher.logits(images), network(images)).item()
+    term = adversarial(teacher.logits(images), network(images)).mean().item()
     assert term < -0.001
     assert against.seen[0][1] - alone.seen[0][1] == pytest.approx(100 * term, rel=1e-3)
 
@@ -304,7 +313,9 @@ def test_a_teacher_without_batch_norm_has_the_image_prior_in_its_place() -> None
     watched = synthesiser(teacher=teacher, prior_weight=3.0, one_hot_weight=7.0, steps=1, **STILL)
     made = watched.make()
     images = watched.seen[0][0]
-    expected = 3 * image_prior(teacher.network.normalise(images)) + 7 * one_hot(teacher.logits(images), made.targets)
+    expected = (
+        3 * image_prior(teacher.network.normalise(images)) + 7 * one_hot(teacher.logits(images), made.targets).mean()
+    )
     assert made.loss == pytest.approx(expected.item(), rel=1e-5)
     assert not watched.running
     watched.make()
