@@ -129,7 +129,7 @@ class DistillSettings(Section):
     batch_size: int = Field(default=64, ge=2)
     """Images a student step."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """Of the student."""
+    """Of the student. The rates below are for AdamW; stochastic gradient descent wants some ten times as much."""
     learning_rate: float = Field(default=5e-3, gt=0)
     """Where the cosine begins, for a student of random weights."""
     inherited_learning_rate: float = Field(default=5e-3, gt=0)

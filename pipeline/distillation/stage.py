@@ -147,8 +147,8 @@ def _learn(
     for number in count(len(run.history)):
         if number == schedule.warmup_rounds:
             schedule = _told(world, replan(schedule, [point.seconds for point in run.history], settings.distill))
-        if world.leads and number == schedule.warmup_rounds:
-            run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
+            if world.leads:
+                run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
         if number >= schedule.total:
             break
         if world.tell(bool(run.best) and _too_late(run.history, schedule.deadline)):
