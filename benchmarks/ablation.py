@@ -1,19 +1,20 @@
 """What each switch of distillation is worth: the same teacher and the same time, one switch turned at a time.
 
     python benchmarks/ablation.py TEACHER --labels FILE --data IMAGES.npz --budget 5m -o FOLDER
-        [--set KEY=VALUE ...] [--rows ROW ...]
+        [--set KEY=VALUE ...] [--rows ROW ...] [--jobs N]
 
 Every row is a run of `compress` with the time of `--budget`, measured on real images as `real_agreement.py` does; the run
 never sees them. Measured rows are kept in FOLDER/rows.jsonl and not run again, so that a long table can be made in parts.
-The machine must have nothing else to do: what is equal is the time.
+What is equal is the time: of the clock, on a machine that has nothing else to do; with `--jobs`, of one processor for each
+row, so that rows may run side by side.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from real_agreement import find_teacher, measure, read_images
+
+ON_PROCESSOR_TIME = Path(__file__).with_name("on_processor_time.py")
 
 ROWS: Mapping[str, Sequence[str]] = {
     "default": (),
@@ -38,6 +41,8 @@ ROWS: Mapping[str, Sequence[str]] = {
     "SGD": ("distill.optimiser=sgd", "distill.inherited_learning_rate=0.05", "distill.weight_decay=1e-4"),
     "temperature 1": ("distill.temperature=1",),
     "temperature 20": ("distill.temperature=20",),
+    "10 generator steps": ("synthesis.steps=10",),
+    "30 generator steps": ("synthesis.steps=30",),
     "latent drawn directly": ("synthesis.latent_source=direct",),
     "published rate": ("distill.optimiser=sgd", "distill.temperature=20", "distill.inherited_learning_rate=0.2"),
 }
@@ -47,24 +52,14 @@ ROWS: Mapping[str, Sequence[str]] = {
 def run_row(options: argparse.Namespace, number: int, settings: Sequence[str]) -> dict[str, Any]:
     """Run `compress` with these settings and measure the student that it delivers."""
     folder = options.output / f"row-{number:02}"
-    command = [
-        sys.executable,
-        "-m",
-        "compress",
-        options.teacher,
-        "--labels",
-        options.labels,
-        "--target",
-        "onnx",
-        "--quiet",
-    ]
+    program = ["-m", "compress"] if options.jobs is None else [ON_PROCESSOR_TIME]
+    command = [sys.executable, *program, options.teacher, "--labels", options.labels, "--target", "onnx", "--quiet"]
     command += ["--budget", options.budget, "-o", folder]
-    command += [word for setting in (*options.set, *settings) for word in ("--set", setting)]
-    started = time.monotonic()
+    one_thread = () if options.jobs is None else ("threads=1",)
+    command += [word for setting in (*options.set, *settings, *one_thread) for word in ("--set", setting)]
     code = subprocess.run([str(word) for word in command], check=False, stdout=subprocess.DEVNULL).returncode
     if code not in {0, 4}:  # a verdict is what is measured here, not a reason to stop
         raise SystemExit(f"compress ended with exit code {code}: {' '.join(str(word) for word in command)}")
-    seconds = time.monotonic() - started
     teacher, (images, labels) = find_teacher(folder, None), read_images(options.data, options.limit)
     with torch.inference_mode():
         student = measure(folder, teacher, images, labels)["student.safetensors"]
@@ -75,7 +70,7 @@ def run_row(options: argparse.Namespace, number: int, settings: Sequence[str]) -
         "accuracy": student.accuracy.value,
         "kd_steps": report["distill"]["kd_steps"],
         "images": report["distill"]["pool_images"],
-        "seconds": round(seconds),
+        "seconds": round(sum(report["timings"].values())),
     }
 
 
@@ -105,6 +100,7 @@ def main() -> int:
     parser.add_argument("--budget", required=True, help="time of each run, such as 5m")
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder for the runs and their results")
     parser.add_argument("--set", action="append", default=[], help="a setting of every row, such as threads=2")
+    parser.add_argument("--jobs", type=int, help="rows side by side, one thread and the time of one processor each")
     parser.add_argument("--limit", type=int, help="only so many real images")
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"default: all of {', '.join(ROWS)}")
     options = parser.parse_args()
@@ -114,12 +110,13 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "rows.jsonl"
     rows = measured_before(results)
-    for number, name in enumerate(ROWS):
-        if name in rows or (options.rows and name not in options.rows):
-            continue
-        rows[name] = {"name": name} | run_row(options, number, ROWS[name])
-        with results.open("a") as file:
-            file.write(json.dumps(rows[name]) + "\n")
+    missing = [name for name in options.rows or ROWS if name not in rows]
+    with ThreadPoolExecutor(options.jobs or 1) as side_by_side:
+        runs = {side_by_side.submit(run_row, options, list(ROWS).index(name), ROWS[name]): name for name in missing}
+        for run in as_completed(runs):
+            rows[runs[run]] = {"name": runs[run]} | run.result()
+            with results.open("a") as file:
+                file.write(json.dumps(rows[runs[run]]) + "\n")
     Console().print(table_of(rows))
     return 0
 
