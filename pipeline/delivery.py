@@ -11,6 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from compress.exporters.bundle import deliver, write_manifest
+from compress.pipeline.distillation.schedule import evenly
 from compress.pipeline.distillation.stage import PROBES_FILE, STUDENT_FILE
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import (
@@ -63,11 +64,11 @@ def collect(
 def resolved(space: Workspace, student: DistillRecord) -> Settings:
     """The settings with everything decided that was left open; fed back, they give the same student."""
     settings, record = space.settings, space.teacher.record
-    cut_short = student.rounds < student.planned_rounds
+    as_planned = student.annealed == evenly(student.rounds)
     rounds = {
         "warmup_rounds": student.warmup_rounds,
-        "rounds": student.planned_rounds,
-        "end_after": student.rounds if cut_short else None,
+        "rounds": student.rounds,
+        "annealed": None if as_planned else student.annealed,
     }
     square = record.input.height == record.input.width  # One number cannot say more; the checkpoint says it again.
     size = record.input.height if square else None

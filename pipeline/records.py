@@ -151,8 +151,8 @@ class DistillRecord(Record):
     parameters: int
     warmup_rounds: int
     rounds: int
-    planned_rounds: int
-    """More than `rounds` where a budget ended the run."""
+    annealed: tuple[float, ...]
+    """How far the learning rate's cosine was after each of them; its last is below 1 where a budget cut the run short."""
     kd_steps: int
     pool_images: int
     probes: int

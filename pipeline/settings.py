@@ -6,11 +6,13 @@ Only values that somebody set take part; an unknown key is an error that names t
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 import compress
 from compress.exporters.targets import Gates, load_target
@@ -25,6 +27,7 @@ Synonyms = Literal["fewest", "all"]
 Selection = Literal["batch", "image"]
 Mixing = Literal["none", "cutmix", "mixup", "both"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Annealed = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -120,8 +123,18 @@ class DistillSettings(Section):
     """Synthetic batches in each of them."""
     rounds: int = Field(default=10, ge=1)
     """Rounds of synthesis and learning in turn."""
-    end_after: int | None = Field(default=None, ge=1)
-    """Round of learning to end with, the cosine cut short; how a run that its budget ended is run again."""
+    annealed: tuple[Annealed, ...] | None = None
+    """How far the learning rate's cosine is after each round, from 0 to 1, if it does not come down evenly; how a run that
+    was planned for its budget, again after each round, is repeated."""
+
+    @field_validator("annealed")
+    @classmethod
+    def _one_a_round(cls, annealed: tuple[float, ...] | None, others: ValidationInfo) -> tuple[float, ...] | None:
+        rounds = others.data.get("rounds", 0)
+        if annealed and (len(annealed) != rounds or any(after <= before for before, after in pairwise(annealed))):
+            raise PydanticCustomError("annealing", "a list of distill.rounds numbers, each above the one before")
+        return annealed
+
     batches: int = Field(default=1, ge=1)
     """Synthetic batches a round."""
     kd_steps: int = Field(default=120, ge=1)

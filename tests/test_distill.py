@@ -18,7 +18,7 @@ from compress.pipeline.distillation import stage as module
 from compress.pipeline.distillation.checkpoint import RESUME_FILES
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.metrics_file import METRICS_FILE
-from compress.pipeline.distillation.schedule import Schedule, Speed, cosine
+from compress.pipeline.distillation.schedule import Schedule, Speed, cosine, evenly
 from compress.pipeline.distillation.stage import (
     FINAL_SAMPLES_FILE,
     POOL_FILE,
@@ -209,7 +209,7 @@ def test_the_probes_say_what_the_teacher_says(whole: tuple[Path, DistillRecord])
 def test_a_student_of_random_weights_learns_from_its_teacher(tmp_path: Path) -> None:
     longer = {"rounds": 5, "kd_steps": 20, "batch_size": 32, "learning_rate": 0.05}
     record, _ = run(tmp_path, student="resnet8-w0.5", distill=longer, synthesis={"batch_size": 24, "steps": 2})
-    losses = [point.kd_loss for point in record.history[2:]]
+    losses = [point.kl_loss or math.nan for point in record.history[2:]]
     assert losses[-1] < 0.3 * losses[0]
     assert not record.inherited
 
@@ -280,7 +280,7 @@ def test_the_rate_falls_in_half_a_cosine_over_all_steps(
     monkeypatch.setattr(Learner, "step", watched)
     ends = {"learning_rate": 0.2, "inherited_learning_rate": 0.06, "final_learning_rate": 0.001}
     run(tmp_path, student=student, distill={"warmup_rounds": 1, "rounds": 3, "kd_steps": 4} | ends, synthesis=LITTLE)
-    assert rates == [cosine(number, 12, first, 0.001) for number in range(12)]
+    assert rates == [pytest.approx(cosine(number / 12, first, 0.001)) for number in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_the_rate_is_annealed_by_the_step_or_by_the_round(
     ends = {"inherited_learning_rate": 0.06, "final_learning_rate": 0.001, "anneal": anneal}
     run(tmp_path, distill={"warmup_rounds": 1, "rounds": 2, "kd_steps": 2} | ends, synthesis=LITTLE)
     steps = [0, 1, 2, 3] if anneal == "step" else [0, 0, 2, 2]
-    assert rates == [cosine(number, 4, 0.06, 0.001) for number in steps]
+    assert rates == [pytest.approx(cosine(number / 4, 0.06, 0.001)) for number in steps]
 
 
 @pytest.mark.parametrize("limit", [5, 30, 100, None])
@@ -552,6 +552,18 @@ def test_another_number_of_threads_starts_over_and_says_so(
 # Time
 
 
+def test_a_student_of_other_shapes_learns_through_adapters_that_survive_an_interruption(tmp_path: Path) -> None:
+    often = {"checkpoint_seconds": 0.0}
+    run(tmp_path / "whole", student="resnet8", distill=often)
+    interrupt(tmp_path / "cut", 4, student="resnet8", distill=often)
+    record, _ = run(tmp_path / "cut", student="resnet8", distill=often)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert record.history[-1].stage_loss is not None
+    assert set(load_file(tmp_path / "cut" / STUDENT_FILE)) == {
+        f"network.{name}" for name in build(plan("resnet8").spec).state_dict()
+    }
+
+
 def test_a_pause_does_not_count_as_time_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
@@ -576,34 +588,55 @@ SPEED = Speed(synthesis=1.0, adversarial_synthesis=1.0, kd_step=1.0)
 """A round of warm-up takes 2 s, one of learning 1 + 2 = 3 s, held-out images 2 + 2 = 4 s."""
 
 
+def as_first_planned(schedule: Schedule, *_: object) -> Schedule:
+    return schedule.model_copy(update={"annealed": evenly(schedule.rounds)})
+
+
 def test_a_budget_decides_on_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
-    monkeypatch.setattr(module, "replan", lambda schedule, *_: schedule)
+    monkeypatch.setattr(module, "replan", as_first_planned)
     record, heard = run(tmp_path, budget_seconds=30.0, synthesis=LITTLE)
     # 0.95 * 30 - 4 = 24.5 s; a quarter is 2 rounds of warm-up, which leave 20.5 s for 6 rounds of learning.
     assert (record.warmup_rounds, record.rounds, len(heard)) == (2, 6, 8)
     assert record.notes == ()
 
 
-def test_the_plan_is_corrected_once_when_the_warm_up_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[float]] = []
+UNEVEN = (0.2, 0.7, 1.0)
 
-    def three_rounds(schedule: Schedule, seconds: list[float], _: object) -> Schedule:
-        seen.append(seconds)
-        return schedule.model_copy(update={"rounds": 3})
 
+def three_uneven_rounds(schedule: Schedule, seconds: list[float], _: object) -> Schedule:
+    """Decides on each round of learning when the one before it has ended."""
+    decided = max(len(seconds) - schedule.warmup_rounds + 1, 1)
+    return schedule.model_copy(update={"rounds": 3, "annealed": UNEVEN[:decided]})
+
+
+def test_the_plan_is_corrected_after_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
-    monkeypatch.setattr(module, "replan", three_rounds)
+    monkeypatch.setattr(module, "replan", three_uneven_rounds)
     record, heard = run(tmp_path, budget_seconds=30.0, synthesis=LITTLE)
-    assert (record.warmup_rounds, record.rounds, record.planned_rounds, len(heard)) == (2, 3, 3, 5)
-    assert seen == [[point.seconds for point in record.history[:2]]]
+    assert (record.warmup_rounds, record.rounds, record.annealed, len(heard)) == (2, 3, UNEVEN, 5)
+    ended = [point.learning_rate for point in record.history if point.learning_rate is not None]
+    rate, last = settings().distill.inherited_learning_rate, settings().distill.final_learning_rate
+    # Each round has two steps, and its second one is halfway.
+    assert ended == [pytest.approx(cosine(done, rate, last)) for done in (0.1, 0.45, 0.85)]
+
+
+def test_a_round_that_is_continued_keeps_its_part_of_the_cosine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
+    monkeypatch.setattr(module, "replan", three_uneven_rounds)
+    run(tmp_path / "whole", budget_seconds=30.0, synthesis=LITTLE)
+    interrupt(tmp_path / "cut", 4, budget_seconds=30.0, synthesis=LITTLE)
+    run(tmp_path / "cut", budget_seconds=30.0, synthesis=LITTLE)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
 
 
 def test_a_continued_run_keeps_the_plan_of_the_first_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
-    monkeypatch.setattr(module, "replan", lambda schedule, *_: schedule)
+    monkeypatch.setattr(module, "replan", as_first_planned)
     run(tmp_path / "whole", budget_seconds=30.0, synthesis=LITTLE)
     interrupt(tmp_path / "cut", 4, budget_seconds=30.0, synthesis=LITTLE)
     slower = Speed(synthesis=3.0, adversarial_synthesis=3.0, kd_step=3.0)
@@ -617,7 +650,7 @@ def test_a_continued_run_keeps_the_plan_of_the_first_measurement(
 def test_when_time_is_up_the_run_ends_after_a_round_of_learning_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = Schedule(warmup_rounds=2, rounds=5, deadline=0.0)
+    late = Schedule(warmup_rounds=2, rounds=5, deadline=0.0, annealed=evenly(5))
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
     monkeypatch.setattr(module, "plan_schedule", lambda *_: late)
     with monkeypatch.context() as patch:
@@ -631,21 +664,22 @@ def test_when_time_is_up_the_run_ends_after_a_round_of_learning_and_says_so(
     assert (tmp_path / STUDENT_FILE).exists()
 
 
-def test_a_run_that_its_budget_ended_is_repeated_by_naming_its_last_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("deadline", "annealed"), [(0.0, UNEVEN[:1]), (1e6, UNEVEN)])
+def test_a_run_under_a_budget_is_repeated_by_how_far_its_cosine_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadline: float, annealed: tuple[float, ...]
 ) -> None:
+    planned = Schedule(warmup_rounds=2, rounds=3, deadline=deadline, annealed=UNEVEN)
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
-    monkeypatch.setattr(module, "plan_schedule", lambda *_: Schedule(warmup_rounds=2, rounds=5, deadline=0.0))
+    monkeypatch.setattr(module, "plan_schedule", lambda *_: planned)
     record, _ = run(tmp_path / "ended", budget_seconds=1.0)
-    assert (record.rounds, record.planned_rounds) == (1, 5)
+    assert record.annealed == annealed
     monkeypatch.undo()
-    rounds = {"warmup_rounds": 2, "rounds": record.planned_rounds, "end_after": record.rounds}
-    run(tmp_path / "again", distill=rounds)
+    run(tmp_path / "again", distill={"warmup_rounds": 2, "rounds": record.rounds, "annealed": record.annealed})
     assert results(tmp_path / "again") == results(tmp_path / "ended")
 
 
 def test_a_run_that_ends_with_its_last_round_was_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    last = Schedule(warmup_rounds=1, rounds=1, deadline=0.0)
+    last = Schedule(warmup_rounds=1, rounds=1, deadline=0.0, annealed=evenly(1))
     monkeypatch.setattr(module, "speed_here", lambda *_: SPEED)
     monkeypatch.setattr(module, "plan_schedule", lambda *_: last)
     record, _ = run(tmp_path, budget_seconds=1.0)

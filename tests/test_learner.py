@@ -11,7 +11,7 @@ from compress.pipeline.networks import StagedNetwork
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.resnet import ResNet
 from compress.pipeline.settings import DistillSettings, StudentSettings
-from compress.pipeline.students import inheritance, plan_student
+from compress.pipeline.students import build_student, inheritance, plan_student
 from compress.pipeline.students.unfolding import unfolded
 from compress.pipeline.synthesis.losses import distillation, stage_matching
 from compress.pipeline.teacher import Teacher, open_teacher
@@ -135,14 +135,29 @@ def test_a_step_tells_how_far_the_student_was_from_the_teacher_on_each_image(par
     torch.testing.assert_close(learner.divergences.mean(), loss)
 
 
-def test_stages_are_matched_only_where_they_have_the_teachers_shapes() -> None:
+def test_stages_are_matched_where_the_settings_give_them_weight() -> None:
     assert tiny_learner("inherit-1-1").match_stages
     assert not tiny_learner("inherit-1-1", stage_weight=0.0).match_stages
-    assert not tiny_learner("resnet8").match_stages  # has three stages to the teacher's two
+
+
+def test_stages_of_other_shapes_are_matched_through_adapters_that_begin_as_nothing() -> None:
+    learner = tiny_learner("resnet8", stage_weight=10.0)  # has three stages to the teacher's two
     batch = images()
-    narrow = tiny_learner("resnet8", stage_weight=10.0)
-    expected = distillation(narrow.teacher.logits(batch), in_training(narrow, batch)[0], 4.0)
-    torch.testing.assert_close(narrow.step(batch, 0.1), expected, rtol=1e-4, atol=1e-5)
+    answers = distillation(learner.teacher.logits(batch), in_training(learner, batch)[0], 4.0)
+    # Zeros are as far from a stage of the teacher as the stage is large: 1 for each of two.
+    torch.testing.assert_close(learner.step(batch, 0.1), answers + 10 * 2, rtol=1e-4, atol=1e-5)
+    assert all(weight.abs().sum() > 0 for weight in learner.adapters.parameters())  # they learn
+
+
+def test_adapters_come_closer_to_the_teacher_and_are_no_part_of_the_student() -> None:
+    learner = tiny_learner("resnet8", stage_weight=10.0)
+    batch = images()
+    losses = []
+    for _ in range(40):
+        learner.step(batch, 5e-3)
+        losses.append(learner.parts.take()["stage_loss"])
+    assert losses[-1] < 0.7 * losses[0]
+    assert set(learner.average.state_dict()) == set(build_student(learner.plan, learner.teacher).state_dict())
 
 
 class Plain(nn.Module):

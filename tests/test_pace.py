@@ -23,11 +23,6 @@ def test_what_is_left_are_the_rounds_from_this_one_on_and_the_probes(number: int
     assert work_left(SCHEDULE, RECIPE, number, held_out=6) == left
 
 
-def test_a_run_that_is_cut_short_has_less_left() -> None:
-    short = SCHEDULE.model_copy(update={"end_after": 2})
-    assert work_left(short, RECIPE, 4, held_out=0) == Work(0, 2, 40)
-
-
 def test_before_the_first_round_all_is_left_that_was_expected() -> None:
     probes = ProbeSettings()
     left = work_left(SCHEDULE, RECIPE, 0, synthesis_batches_held_out(probes))

@@ -1,15 +1,17 @@
 """The student while it learns: steps against the teacher, the running average that is shipped, the monitor."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compress.pipeline.device import Compute, derived_seed, on_device
+from compress.pipeline.distillation.adapters import StageAdapters, stage_shapes
 from compress.pipeline.distillation.divergence import silent_loss
-from compress.pipeline.networks import StagedNetwork, build
+from compress.pipeline.networks import StagedNetwork
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.networks.spec import counts_of
 from compress.pipeline.parallel.batch_norm import with_joint_batch_norms
@@ -56,15 +58,16 @@ class Learner:
         self._divergences: list[Tensor] = []
         self.micro_batches = 1
         """Parts that a step is taken in where the memory does not hold all of its images; batch norms see one at a time."""
-        self.match_stages = self.settings.stage_weight > 0 and _same_stages(teacher, plan)
-        self.optimiser = optimiser_of(self.student.parameters(), self.first_rate, self.settings)
+        shapes = stage_shapes(teacher, plan) if self.settings.stage_weight else None
+        self.match_stages = shapes is not None
+        self.adapters = on_device(StageAdapters(*(shapes or ((), ()))), compute)
+        self.optimiser = optimiser_of(self._parameters(), self.first_rate, self.settings)
 
     @property
     def silent_loss(self) -> float:
         """The most that a student loses which puts out nothing but zeros."""
-        stages = len(_staged(self.student).stage_list()) if self.match_stages else 0
         settings, classes = self.settings, self.teacher.record.num_classes
-        return silent_loss(settings.temperature, classes, settings.stage_weight, stages)
+        return silent_loss(settings.temperature, classes, settings.stage_weight, len(self.adapters.adapters))
 
     def step(self, images: Tensor, rate: float) -> Tensor:
         """One step on images `[N, C, H, W]`; returns the loss, a scalar that stays on the device.
@@ -76,7 +79,7 @@ class Learner:
         self.student.train()
         self.optimiser.zero_grad(set_to_none=True)
         loss = self._gradients(images)
-        self.world.average_gradients(self.student.parameters())
+        self.world.average_gradients(self._parameters())
         self.optimiser.step()
         self._average_weights()
         return self.world.average(loss)
@@ -142,6 +145,7 @@ class Learner:
             with torch.no_grad():
                 wanted, wanted_stages = self.teacher.logits_and_stage_outputs(images)
             logits, stages = _staged(self.student).logits_and_stage_outputs(self.student.normalise(images))
+            wanted_stages, stages = self.adapters(wanted_stages, stages)
         matching = self.parts.seen("stage_loss", stage_matching(wanted_stages, stages, self.world.average))
         return self._divergence(wanted, logits) + self.settings.stage_weight * matching
 
@@ -149,6 +153,9 @@ class Learner:
         of_each = distillation_of_each(wanted, logits, self.settings.temperature)
         self._divergences.append(of_each.detach())
         return self.parts.seen("kl_loss", of_each.mean())
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        return chain(self.student.parameters(), self.adapters.parameters())
 
     @torch.no_grad()
     def _average_weights(self) -> None:
@@ -171,14 +178,3 @@ def optimiser_of(parameters: Iterable[nn.Parameter], rate: float, settings: Dist
     if settings.optimiser == "sgd":
         return torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(parameters, rate, settings.adam_betas, weight_decay=settings.weight_decay)
-
-
-def _same_stages(teacher: Teacher, plan: StudentPlan) -> bool:
-    """Whether the student's stages put out the same shapes as the teacher's."""
-    if not isinstance(teacher.network.network, StagedNetwork):
-        return False
-    with torch.device("meta"):
-        networks = build(plan.spec).eval(), build(teacher.network.network.spec).eval()
-        blank = torch.empty(1, teacher.record.input.channels, teacher.record.input.height, teacher.record.input.width)
-    mine, yours = ([maps.shape for maps in network.logits_and_stage_outputs(blank)[1]] for network in networks)
-    return mine == yours

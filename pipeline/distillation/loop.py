@@ -117,7 +117,7 @@ class Distillation:
         if learning == 0 and not done.losses and learner.plan.inherited:
             learner.recalibrate(self.pool.images)
         if learning >= 0:
-            self._learn(learning, schedule.rounds, save_if_due)
+            self._learn(learning, schedule.span(learning), save_if_due)
             self.refuse_divergence()
             kd_loss = torch.stack(done.losses).mean().item()
             rate = learner.optimiser.param_groups[0]["lr"]
@@ -187,6 +187,7 @@ class Distillation:
         device = self.compute.device
         self.learner.student.load_state_dict(under("student", tensors))
         self.learner.average.load_state_dict(under("average", tensors))
+        self.learner.adapters.load_state_dict(under("adapters", tensors))
         restore_state(self.learner.optimiser, under("optimiser", tensors))
         kept = numbers["kept_blocks"]
         self.learner.kept_blocks = None if kept is None else tuple(tuple(stage) for stage in kept)
@@ -247,6 +248,7 @@ class Distillation:
         return {
             **prefixed("student", self.learner.student.state_dict()),
             **prefixed("average", self.learner.average.state_dict()),
+            **prefixed("adapters", self.learner.adapters.state_dict()),
             **prefixed("optimiser", state_of(self.learner.optimiser)),
             **prefixed("generator", generator),
             **prefixed("best", self.best),
@@ -287,13 +289,13 @@ class Distillation:
             torch.manual_seed(derived_seed(self.settings.seed, "generator", number))
             self.synthesiser.renew()
 
-    def _learn(self, learning: int, rounds: int, save_if_due: Callable[[], None]) -> None:
+    def _learn(self, learning: int, span: tuple[float, float], save_if_due: Callable[[], None]) -> None:
         """Take the steps of a round that are not taken yet."""
         settings, losses = self.settings.distill, self.done.losses
         for index in range(len(losses), settings.kd_steps):
             step = learning * settings.kd_steps + index
             torch.manual_seed(derived_seed(self.settings.seed, "step", step, *self.world.own_seed()))
-            rate = learning_rate(step, rounds, settings, self.learner.first_rate)
+            rate = learning_rate(index, span, settings, self.learner.first_rate)
             with memory_for("student"):
                 drawn = self.pool.draw(self.world.share(settings.batch_size))
                 images = self.synthesiser.augmentation(self.pool.at(drawn))

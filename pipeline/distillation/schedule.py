@@ -9,7 +9,10 @@ from compress.pipeline.records import Record
 from compress.pipeline.settings import DistillSettings, ProbeSettings
 
 SAFETY = 0.95
-"""Share of the budget that is planned for: machines slow down, and a plan that is cut short never cools its student."""
+"""Share of the time left that is planned for: machines slow down, and a plan that is cut short never cools its student."""
+
+RECENT_ROUNDS = 3
+"""Of learning, whose pace the plan of the next ones is made by."""
 
 
 class Speed(Record):
@@ -45,12 +48,21 @@ class Schedule(Record):
     """Seconds into distillation by which the last round must have ended; None without a budget."""
     speed: Speed | None = None
     """What the rounds were planned with; None without a budget."""
-    end_after: int | None = None
-    """Rounds of learning that are run if not all are."""
+    annealed: tuple[float, ...] = ()
+    """How far the cosine is after each round of learning, as far as that is decided: 0 where it begins, 1 at its end."""
 
     @property
     def total(self) -> int:
-        return self.warmup_rounds + min(self.rounds, self.end_after or self.rounds)
+        return self.warmup_rounds + self.rounds
+
+    def span(self, learning: int) -> tuple[float, float]:
+        """How far the cosine is before and after a round of learning, counted from 0."""
+        return (self.annealed[learning - 1] if learning else 0.0), self.annealed[learning]
+
+
+def evenly(rounds: int) -> tuple[float, ...]:
+    """How far the cosine is after each of so many rounds, where all are planned at once."""
+    return tuple((number + 1) / rounds for number in range(rounds))
 
 
 def expected_seconds(schedule: Schedule, speed: Speed, settings: DistillSettings, probes: ProbeSettings) -> float:
@@ -75,31 +87,51 @@ def plan_schedule(
     At least one round of each is always run; the warm-up leaves the time for it where there is any.
     """
     if speed is None or budget_seconds is None:
-        return Schedule(
-            warmup_rounds=settings.warmup_rounds, rounds=settings.rounds, deadline=None, end_after=settings.end_after
-        )
+        annealed = settings.annealed or evenly(settings.rounds)
+        return Schedule(warmup_rounds=settings.warmup_rounds, rounds=settings.rounds, deadline=None, annealed=annealed)
     usable = SAFETY * budget_seconds - synthesis_batches_held_out(probes) * speed.held_out_synthesis
     a_warmup, a_round = _warmup_seconds(speed, settings), _round_seconds(speed, settings)
     warmup = min(settings.warmup_rounds, max(1, math.floor(min(usable / 4, usable - a_round) / a_warmup)))
     rounds = max(1, math.floor((usable - warmup * a_warmup) / a_round))
     reserve = _probe_batches(probes) * speed.held_out_synthesis
-    return Schedule(warmup_rounds=warmup, rounds=rounds, deadline=max(budget_seconds - reserve, 0.0), speed=speed)
+    deadline = max(budget_seconds - reserve, 0.0)
+    return Schedule(warmup_rounds=warmup, rounds=rounds, deadline=deadline, speed=speed, annealed=evenly(rounds)[:1])
 
 
 def replan(schedule: Schedule, seconds: Sequence[float], settings: DistillSettings) -> Schedule:
-    """The rounds that fit by what the warm-up really took, since a few timed steps are a poor forecast.
+    """The rounds that still fit by what the last ones took; what is left of the cosine is shared out to them evenly.
+
+    So the learning rate comes down in time, whatever becomes of the machine's pace. A few timed steps are a poor forecast
+    of the first rounds; what a round of warm-up took is a better one, and the rounds of learning themselves the best.
 
     Args:
         schedule: the plan so far.
-        seconds: at which second each round of the warm-up had ended; the first one's start is not known.
+        seconds: at which second each round had ended.
         settings: what a round consists of.
     """
-    if schedule.speed is None or schedule.deadline is None or len(seconds) < 2:
+    learned = len(seconds) - schedule.warmup_rounds
+    if schedule.speed is None or schedule.deadline is None or learned < 0:
         return schedule
-    measured = (seconds[-1] - seconds[0]) / (len(seconds) - 1)
-    speed = schedule.speed.times(measured / _warmup_seconds(schedule.speed, settings))
-    rounds = max(1, math.floor((SAFETY * schedule.deadline - seconds[-1]) / _round_seconds(speed, settings)))
-    return schedule.model_copy(update={"rounds": rounds})
+    so_far = schedule.annealed[:learned]
+    done = so_far[-1] if so_far else 0.0
+    if done >= 1:
+        return schedule.model_copy(update={"rounds": learned})
+    a_round = _seconds_a_round(seconds, learned, schedule.speed, settings)
+    left = max(1, math.floor(SAFETY * (schedule.deadline - seconds[-1]) / a_round))
+    after = done + (1 - done) / left if left > 1 else 1.0
+    return schedule.model_copy(update={"rounds": learned + left, "annealed": (*so_far, after)})
+
+
+def _seconds_a_round(seconds: Sequence[float], learned: int, speed: Speed, settings: DistillSettings) -> float:
+    """What the next round of learning will take. The first one chose blocks, too, and the start of all is not known."""
+    recent = seconds[-min(learned, RECENT_ROUNDS + 1) :] if learned > 1 else ()
+    if recent:
+        return (recent[-1] - recent[0]) / (len(recent) - 1)
+    warmup = seconds[: len(seconds) - learned]
+    slower = 1.0
+    if len(warmup) > 1:
+        slower = (warmup[-1] - warmup[0]) / (len(warmup) - 1) / _warmup_seconds(speed, settings)
+    return slower * _round_seconds(speed, settings)
 
 
 def _probe_batches(probes: ProbeSettings) -> int:
@@ -114,24 +146,26 @@ def _round_seconds(speed: Speed, settings: DistillSettings) -> float:
     return settings.batches * speed.adversarial_synthesis + settings.kd_steps * speed.kd_step
 
 
-def cosine(step: int, steps: int, first: float, last: float) -> float:
-    """Learning rate at `step` of `steps`: half a cosine from `first` down to `last`.
+def cosine(done: float, first: float, last: float) -> float:
+    """Learning rate when the share `done` of the way is behind: half a cosine from `first` down to `last`.
 
     Source: Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5, without restarts.
     """
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def learning_rate(step: int, rounds: int, settings: DistillSettings, first: float) -> float:
-    """Learning rate of a student step, counted from 0, that is one of `rounds * kd_steps`.
+def learning_rate(index: int, span: tuple[float, float], settings: DistillSettings, first: float) -> float:
+    """Learning rate of step `index` of a round, counted from 0; the cosine begins at `first`.
 
-    The cosine begins at `first`. Annealed by the round, all steps of a round share the rate of its first one, as in the
-    published code, whose rounds are called epochs.
+    Annealed by the round, all steps of a round share the rate of its first one, as in the published code, whose rounds
+    are called epochs.
+
+    Args:
+        span: how far the cosine is before and after the round, see `Schedule.span`.
     """
-    steps = settings.kd_steps
-    return cosine(
-        step - step % steps if settings.anneal == "round" else step, rounds * steps, first, settings.final_learning_rate
-    )
+    before, after = span
+    passed = 0.0 if settings.anneal == "round" else index / settings.kd_steps
+    return cosine(before + (after - before) * passed, first, settings.final_learning_rate)
 
 
 def seconds_for(work: Callable[[], object], compute: Compute, repeats: int = 2) -> float:

@@ -145,10 +145,8 @@ def _learn(
     run.watch.expect(teacher, run.learner.average, monitor.images, compute)
     notes: tuple[str, ...] = ()
     for number in count(len(run.history)):
-        if number == schedule.warmup_rounds:
-            schedule = _told(world, replan(schedule, [point.seconds for point in run.history], settings.distill))
-            if world.leads:
-                run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
+        if number == schedule.warmup_rounds and world.leads:
+            run.samples = [write_samples(run.pool, folder / WARMUP_SAMPLES_FILE, "after warm-up")]
         if number >= schedule.total:
             break
         if world.tell(bool(run.best) and _too_late(run.history, schedule.deadline)):
@@ -156,6 +154,7 @@ def _learn(
             break
         run.watch.begin(schedule, number)
         run.history.append(run.run_round(number, schedule, monitor, started - spent))
+        schedule = _told(world, replan(schedule, [point.seconds for point in run.history], settings.distill))
         run.save(schedule, run.history[-1].seconds)
         if world.leads:
             append_metrics(folder, run.history[-1])
@@ -245,7 +244,7 @@ def _finish(
         parameters=plan.parameters,
         warmup_rounds=len(run.history) - len(learned),
         rounds=len(learned),
-        planned_rounds=schedule.rounds,
+        annealed=schedule.annealed[: len(learned)],
         kd_steps=run.history[-1].kd_steps,
         pool_images=len(pool),
         ranks=run.world.size,
@@ -264,8 +263,8 @@ def _least_seconds(speed: Speed, settings: Settings) -> float:
 
 
 def _too_late(history: list[HistoryPoint], deadline: float | None) -> bool:
-    """Whether another round like the last would end after the deadline."""
+    """Whether most of another round like the last would be after the deadline."""
     if deadline is None:
         return False
     last = history[-1].seconds - (history[-2].seconds if len(history) > 1 else 0.0)
-    return history[-1].seconds + last > deadline
+    return history[-1].seconds + last / 2 > deadline
