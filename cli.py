@@ -134,10 +134,11 @@ def run_command(
         Path | None, typer.Option("--output", "-o", help="The folder to write. Default: TEACHER-TARGET.")
     ] = None,
     student: Annotated[
-        str | None, typer.Option(help="auto, a name such as resnet20, or inherit-3-3-3. Default: auto.")
+        str | None, typer.Option(help="auto, resnet20, inherit-3-3-3, inherit-3-3-3-w0.5 or the like. Default: auto.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="How to distil: default, smoke, imagenet or paper-cifar10, see docs/recipes.md.")
+        str | None,
+        typer.Option(help="How to distil: default, quick, balanced, thorough and others, see docs/recipes.md."),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Time for the whole command, such as 90s, 15m or 1.5h.")] = None,
     input_size: InputSize = None,

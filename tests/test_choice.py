@@ -1,14 +1,17 @@
 """Which blocks a student keeps."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
 
-from compress.pipeline.networks import StagedNetwork
+from compress.pipeline.networks import StagedNetwork, build
 from compress.pipeline.networks.densenet import DenseLayer
-from compress.pipeline.students.choice import MOST_PASSES, _passes, choose_blocks, relative_change
-from compress.pipeline.students.inheritance import donor_of, thinned
-from compress.pipeline.students.inheriting import block_counts
+from compress.pipeline.students.choice import MOST_PASSES, _passes, _spare, choose_blocks, relative_change
+from compress.pipeline.students.inheritance import donor_of, inherit_weights, thinned
+from compress.pipeline.students.inheriting import block_counts, evenly, inheriting_student, least_counts
 from tests.families import SPECS, images, network_of
 from tests.tiny import copied, same_tensors
 
@@ -20,6 +23,11 @@ LAST = {
     "EfficientNet": "block.3.1",
     "ConvNeXt": "project",
 }
+
+
+def planned(network: StagedNetwork, counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Blocks that are planned to be kept before there are images."""
+    return [evenly(count, droppable) for count, droppable in zip(counts, network.spec.droppable, strict=True)]
 
 
 def idle(network: StagedNetwork, name: str, stage: int, index: int) -> None:
@@ -37,7 +45,7 @@ def test_a_block_that_is_an_identity_goes_first(name: str, index: int) -> None:
         idle(network, name, stage, index)
         counts = list(block_counts(network.spec))
         counts[stage] -= 1
-        kept = choose_blocks(network, counts, images(16))
+        kept = choose_blocks(network, planned(network, counts), images(16))
         assert set(range(counts[stage] + 1)) - set(kept[stage]) == {index}
 
 
@@ -51,7 +59,7 @@ def test_a_dense_layer_that_adds_nothing_goes_first(index: int) -> None:
     (layer,) = network.stage_list()[1].blocks[index]
     assert isinstance(layer, DenseLayer)
     nn.init.zeros_(layer.get_submodule("conv2").get_parameter("weight"))
-    kept = choose_blocks(network, (3, 2), images(16))
+    kept = choose_blocks(network, planned(network, (3, 2)), images(16))
     assert set(range(3)) - set(kept[1]) == {index}
 
 
@@ -60,17 +68,17 @@ def test_every_family_keeps_as_many_blocks_as_it_should_and_all_that_must_stay(n
     donor = donor_of(network_of(name))
     before = copied(donor)
     counts = [max(1, len(stage) - 1) for stage in donor.spec.droppable]
-    kept = choose_blocks(donor, counts, images(8))
+    kept = choose_blocks(donor, planned(donor, counts), images(8))
     assert [len(stage) for stage in kept] == counts
     for chosen, droppable in zip(kept, donor.spec.droppable, strict=True):
         assert list(chosen) == sorted(set(chosen))
         assert all(index in chosen for index, may_go in enumerate(droppable) if not may_go)
-    assert choose_blocks(donor, counts, images(8)) == kept
+    assert choose_blocks(donor, planned(donor, counts), images(8)) == kept
     assert same_tensors(copied(donor), before)
 
 
 def test_where_nothing_is_to_go_nothing_goes() -> None:
-    assert choose_blocks(network_of("ResNet"), (3, 3), images(2)) == ((0, 1, 2), (0, 1, 2))
+    assert choose_blocks(network_of("ResNet"), [(0, 1, 2)] * 2, images(2)) == ((0, 1, 2), (0, 1, 2))
 
 
 def test_the_change_is_relative_to_what_is_wanted() -> None:
@@ -94,3 +102,31 @@ def test_a_thinned_network_shares_the_tensors_of_its_donor() -> None:
     assert small.get_parameter("layer1.0.conv1.weight").data_ptr() == (
         donor.get_parameter("layer1.2.conv1.weight").data_ptr()
     )
+
+
+def test_no_more_blocks_of_a_kind_go_than_may() -> None:
+    assert _spare([3, 1, 2], "abba", Counter(["a", "b"])) == [3, 1]
+    assert _spare([3, 1, 2, 0], "abba", Counter(["a", "a"])) == [3, 0]
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("more", [0, 1])
+@torch.no_grad()
+def test_whatever_images_say_the_student_can_take_the_chosen_blocks(name: str, more: int) -> None:
+    # Networks that count on other blocks than a student was planned with: of other widths, with and without expansion.
+    donor = donor_of(network_of(name))
+    counts = [
+        min(least + more, whole)
+        for least, whole in zip(least_counts(donor.spec), block_counts(donor.spec), strict=True)
+    ]
+    plan = inheriting_student(SPECS[name], counts)
+    assert plan.kept_blocks is not None
+    kinds = donor.spec.block_kinds
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for parameter in donor.parameters():
+            parameter.mul_(torch.rand_like(parameter) + 0.5)
+        kept = choose_blocks(donor, plan.kept_blocks, images(4))
+        inherit_weights(build(plan.spec), donor, kept)
+        for of_stage, chosen, first in zip(kinds, kept, plan.kept_blocks, strict=True):
+            assert Counter(of_stage[i] for i in chosen) == Counter(of_stage[i] for i in first)

@@ -148,7 +148,8 @@ def test_every_student_that_is_offered_can_be_built_and_is_no_larger_than_it_say
         student = build_student(plan, teacher).eval()
         assert sum(parameter.numel() for parameter in student.parameters()) == plan.parameters
         assert student(images()).isfinite().all()
-        assert plan.name == "inherit-" + "-".join(str(len(stage)) for stage in plan.spec.droppable)
+        name = "inherit-" + "-".join(str(len(stage)) for stage in plan.spec.droppable)
+        assert plan.name.partition("-w")[0] == name
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_a_stage_keeps_what_it_cannot_do_without() -> None:
 def test_no_more_than_eight_depths_are_offered_by_name() -> None:
     # Of 23 blocks, 1 + round(21 k / 7) for k = 0 to 7.
     spec = SPECS["ResNet"].model_copy(update={"blocks": (1, 23)})
-    names = [plan.name for plan in inheriting_students(record_of(spec, SIZE))]
+    names = [plan.name for plan in inheriting_students(record_of(spec, SIZE)) if "-w" not in plan.name]
     assert names == [f"inherit-1-{count}" for count in (1, 4, 7, 10, 13, 16, 19, 22)]
 
 

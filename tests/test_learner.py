@@ -160,6 +160,19 @@ def test_adapters_come_closer_to_the_teacher_and_are_no_part_of_the_student() ->
     assert set(learner.average.state_dict()) == set(build_student(learner.plan, learner.teacher).state_dict())
 
 
+def test_a_narrower_student_keeps_the_channels_that_images_show_to_be_needed() -> None:
+    teacher = tiny_teacher(widths=(16, 32))
+    learner = tiny_learner("inherit-2-2-w0.5", teacher=teacher)
+    conv = teacher.network.get_submodule("network.layer1.0.conv2")
+    idle = list(range(0, 16, 2))
+    with torch.no_grad():
+        conv.get_parameter("weight")[:, idle] = 0  # no one needs what these channels hold
+    learner.recalibrate(as_bytes(images(24)))
+    kept = teacher.network.get_parameter("network.layer1.0.conv1.weight")[1::2]
+    assert torch.equal(learner.student.get_parameter("network.layer1.0.conv1.weight"), kept)
+    assert learner.step(images(), 1e-3).isfinite()
+
+
 class Plain(nn.Module):
     """A classifier without stages."""
 

@@ -57,7 +57,7 @@ def test_the_demo_command_is_the_one_that_make_runs() -> None:
 
 @pytest.mark.parametrize("words", commands("compress (inspect|teacher)"), ids=" ".join)
 def test_the_commands_for_a_teacher_of_ones_own_run(words: list[str], checkout: Path) -> None:
-    if "--budget" in words:  # A quarter of an hour; its plan is what can be tried in seconds.
+    if "--recipe" in words:  # A quarter of an hour; its plan is what can be tried in seconds.
         words = [*words, "--dry-run"]
     result = compress(*words[1:])
     assert result.exit_code == 0, result.output

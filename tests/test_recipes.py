@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from compress.pipeline.distillation.schedule import synthesis_batches_held_out
 from compress.pipeline.distillation.stage import POOL_FILE, distill
-from compress.pipeline.settings import Settings, StudentSettings, assignment, merge, resolve_settings
+from compress.pipeline.settings import (
+    Settings,
+    StudentSettings,
+    assignment,
+    merge,
+    recipe_names,
+    resolve_settings,
+)
 from compress.pipeline.students import plan_student
 from compress.pipeline.synthesis.pool import ImagePool
 from tests.tiny import CPU, Listener, tiny_embeddings, tiny_teacher
@@ -149,3 +157,30 @@ def test_latents_can_be_drawn_directly_and_the_run_continues_to_the_same_bytes(t
     with pytest.raises(KeyboardInterrupt):
         attempt(tmp_path / "cut", 3)
     assert attempt(tmp_path / "cut") == attempt(tmp_path / "whole")
+
+
+# Recipes with a budget
+
+
+def test_the_table_of_recipes_with_a_budget_is_what_they_hold() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    (start,) = (number for number, row in enumerate(rows) if row[1:3] == ["default", "quick"])
+    names, (_, budgets, steps, selections, held_out) = rows[start][1:], rows[start + 1 : start + 6]
+    for column, name in enumerate(names, start=1):
+        settings = resolve_settings({"recipe": name}, environment={})
+        budget = settings.budget_seconds
+        assert budgets[column] == (f"none, {settings.distill.rounds} rounds" if budget is None else f"{budget:.0f}")
+        assert steps[column] == str(settings.synthesis.steps)
+        assert settings.synthesis.selection in selections[column]
+        assert held_out[column] == str(synthesis_batches_held_out(settings.probes))
+
+
+@pytest.mark.parametrize("recipe", ["quick", "balanced", "thorough"])
+def test_a_budget_that_is_asked_for_outranks_the_recipes(recipe: str) -> None:
+    assert resolve_settings({"recipe": recipe, "budget_seconds": 77.0}, environment={}).budget_seconds == 77.0
+
+
+def test_every_recipe_is_described() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in recipe_names())

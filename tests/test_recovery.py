@@ -12,6 +12,7 @@ from compress.pipeline.distillation.divergence import all_finite, has_diverged, 
 from compress.pipeline.distillation.learner import Learner
 from compress.pipeline.distillation.recovery import Measures, eased, memory_for
 from compress.pipeline.errors import DivergenceError, MemoryFullError, MissingResourceError
+from compress.pipeline.students.choice import choose_blocks
 from compress.pipeline.synthesis.synthesiser import Synthesiser, SyntheticBatch
 from tests.test_distill import interrupt, results, run, timeless
 from tests.test_learner import images, tiny_learner
@@ -141,6 +142,17 @@ def test_a_student_step_that_does_not_fit_is_taken_in_parts_and_resumes_so(
     assert heard == [3]
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     assert timeless(again) == timeless(record)
+
+
+def test_choosing_blocks_sees_fewer_images_where_the_memory_does_not_hold_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = full_above(choose_blocks, 8, lambda _, planned, seen: len(seen))
+    monkeypatch.setattr("compress.pipeline.distillation.learner.choose_blocks", limited)
+    monkeypatch.setattr("compress.pipeline.distillation.learner.IMAGES", 16)
+    record, _ = run(tmp_path, **SMALL)
+    assert record.kept_blocks is not None
+    assert record.notes[0].startswith("The memory did not hold 16 images in a student step")
 
 
 def test_a_synthetic_batch_that_does_not_fit_is_halved_and_resumes_so(

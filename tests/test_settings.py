@@ -169,6 +169,14 @@ def test_a_value_below_a_value_is_refused() -> None:
         ),
         ("gates.min_agreement=90", "The setting 'gates.min_agreement' cannot be 90: it must be at most 1."),
         ("gates.max_mean_kl=.nan", "The setting 'gates.max_mean_kl' cannot be nan: it must be a finite number."),
+        (
+            "distill.annealed=[0.5, 1]",
+            (
+                "The setting 'distill.annealed' cannot be [0.5, 1]: it must be a list of distill.rounds numbers, each "
+                "above the one before."
+            ),
+        ),
+        ("distill.annealed=[2]", "The setting 'distill.annealed.0' cannot be 2: it must be at most 1."),
         ("dynamic_batch=perhaps", "The setting 'dynamic_batch' cannot be 'perhaps': it must be true or false."),
         ("precision=fp8", "The setting 'precision' cannot be 'fp8': it must be 'auto', 'fp32' or 'bf16'."),
         ("device=gpu", "The setting 'device' cannot be 'gpu': it must be of another form."),

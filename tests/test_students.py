@@ -122,17 +122,22 @@ def test_only_a_network_of_known_blocks_gives_them_away() -> None:
 def test_every_stage_keeps_the_same_share_of_blocks_and_at_least_one() -> None:
     # Of 3, 4, 6 and 3 blocks, k sixths: 3 k / 6, 4 k / 6, k and 3 k / 6, halves rounded to the even number.
     assert [plan.name for plan in inheriting_students(RESNET34)] == [
+        *(f"inherit-1-1-1-1-w{width}" for width in (0.25, 0.5, 0.75)),
         "inherit-1-1-1-1",
         "inherit-1-1-2-1",
         "inherit-2-2-3-2",
         "inherit-2-3-4-2",
         "inherit-2-3-5-2",
     ]
-    assert [plan.name for plan in inheriting_students(RESNET56)] == [f"inherit-{n}-{n}-{n}" for n in range(1, 9)]
+    narrow = [f"inherit-1-1-1-w{width}" for width in (0.25, 0.5, 0.75)]
+    whole = [f"inherit-{n}-{n}-{n}" for n in range(1, 9)]
+    assert [plan.name for plan in inheriting_students(RESNET56)] == narrow + whole
 
 
-def test_a_teacher_of_one_block_a_stage_has_none_to_spare() -> None:
-    assert inheriting_students(record_of(tiny_spec(blocks=(1, 1)))) == []
+def test_a_teacher_of_one_block_a_stage_has_none_to_spare_but_their_insides() -> None:
+    names = [plan.name for plan in inheriting_students(record_of(tiny_spec(blocks=(1, 1), widths=(8, 32))))]
+    assert names == [f"inherit-1-1-w{width}" for width in (0.25, 0.5, 0.75)]
+    assert inheriting_students(record_of(tiny_spec(blocks=(1, 1), widths=(8, 8)))) == []
 
 
 def test_a_teacher_of_another_family_gives_no_blocks() -> None:

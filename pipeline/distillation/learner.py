@@ -13,11 +13,12 @@ from compress.pipeline.distillation.adapters import StageAdapters, stage_shapes
 from compress.pipeline.distillation.divergence import silent_loss
 from compress.pipeline.networks import StagedNetwork
 from compress.pipeline.networks.normalised import Normalised
-from compress.pipeline.networks.spec import counts_of
 from compress.pipeline.parallel.batch_norm import with_joint_batch_norms
 from compress.pipeline.settings import DistillSettings, Settings
 from compress.pipeline.students import StudentPlan, build_student, donor_of, inherit_weights
-from compress.pipeline.students.choice import IMAGES, choose_blocks
+from compress.pipeline.students.choice import IMAGES, as_recalibrated, choose_blocks
+from compress.pipeline.students.inheritance import is_narrowed
+from compress.pipeline.students.narrowing import choose_channels
 from compress.pipeline.students.unfolding import settle
 from compress.pipeline.synthesis.loss_parts import LossParts
 from compress.pipeline.synthesis.losses import distillation_of_each, stage_matching
@@ -106,7 +107,8 @@ class Learner:
         Blocks that lost their neighbours see other inputs. `images` are the pool's, uint8 `[N, C, H, W]`.
         """
         # Near-equal batches: one image alone would weigh as much as a full batch, and has no variance at 1x1 pixels.
-        batches = images.tensor_split(max(len(images) // self.world.share(self.settings.batch_size), 1))
+        at_a_time = max(self.world.share(self.settings.batch_size) // self.micro_batches, 1)
+        batches = images.tensor_split(max(len(images) // at_a_time, 1))
         self._inherit(images, batches)
         norms = [module for module in self.student.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
@@ -131,10 +133,16 @@ class Learner:
             settle(donor, (normalise(as_float(batch)) for batch in batches))
             # Whatever images they see, the network computes the same: those of one process will do for all.
             self.world.copy_from_first(donor)
-        shown = images[torch.linspace(0, len(images) - 1, min(IMAGES, len(images))).long()]
-        chosen = self.world.tell(choose_blocks(donor, counts_of(self.kept_blocks), normalise(as_float(shown))))
-        self.kept_blocks = tuple(tuple(stage) for stage in chosen)
-        inherit_weights(_staged(self.student), donor, self.kept_blocks)
+        count = min(IMAGES // self.micro_batches, len(images))
+        shown = images[torch.linspace(0, len(images) - 1, count).long()]
+        seen, student = normalise(as_float(shown)), _staged(self.student)
+        kept = self.world.tell(choose_blocks(donor, self.kept_blocks, seen))
+        self.kept_blocks = tuple(tuple(stage) for stage in kept)
+        channels = None
+        if is_narrowed(student, donor, self.kept_blocks):
+            whole = as_recalibrated(donor, self.kept_blocks)
+            channels = self.world.tell(choose_channels(student, whole, seen))
+        inherit_weights(student, donor, self.kept_blocks, channels)
 
     def _loss(self, images: Tensor) -> Tensor:
         with self.compute.autocast():

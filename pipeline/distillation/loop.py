@@ -115,7 +115,8 @@ class Distillation:
         self.refuse_divergence()
         kd_loss, agreement, rate = float("nan"), None, None
         if learning == 0 and not done.losses and learner.plan.inherited:
-            learner.recalibrate(self.pool.images)
+            with memory_for("student"):
+                learner.recalibrate(self.pool.images)
         if learning >= 0:
             self._learn(learning, schedule.span(learning), save_if_due)
             self.refuse_divergence()

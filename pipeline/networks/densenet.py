@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of
-from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of, run
+from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of, narrower
+from compress.pipeline.networks.staged import Inner, Stage, StagedNetwork, blocks_of, run
 
 Order = Literal["oldest first", "newest first"]
 
@@ -96,6 +96,10 @@ class DenseNetSpec(NetworkSpec):
     def keeping(self, kept: Kept) -> "DenseNetSpec":
         return self.model_copy(update={"layers": counts_of(kept)})
 
+    def narrowed(self, share: float) -> "DenseNetSpec":
+        """The channels of bottlenecks."""
+        return self.model_copy(update={"bottleneck": self.bottleneck and narrower(self.bottleneck, share)})
+
 
 class DenseLayer(nn.Sequential):
     """`[N, in, H, W]` to `[N, in + growth, H, W]`: what it was given, and what it adds."""
@@ -175,6 +179,11 @@ class DenseNet(StagedNetwork):
         x = F.adaptive_avg_pool2d(F.relu(self.features.get_submodule("norm5")(x)), 1)
         logits: Tensor = self.classifier(torch.flatten(x, 1))
         return logits
+
+    def inner_channels(self) -> list[Inner]:
+        """Between the convolutions of a dense layer that has two."""
+        names = [name for name, layer in self.named_modules() if isinstance(layer, DenseLayer)]
+        return [Inner((f"{name}.conv1", f"{name}.norm2"), (f"{name}.conv2",)) for name in names if self.spec.bottleneck]
 
     def inputs_left(self, kept: Kept) -> dict[str, Tensor]:
         """A dense layer that goes takes its channels with it, out of all that sees them."""

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, kept_of
-from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of, run
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, kept_of, narrower
+from compress.pipeline.networks.staged import Inner, Stage, StagedNetwork, blocks_of, run
 from compress.pipeline.records import Record
 
 Activation = Literal["relu", "relu6", "hardswish", "silu"]
@@ -119,8 +119,23 @@ class InvertedResidualSpec(NetworkSpec):
         """The residual blocks proper."""
         return tuple(tuple(block.shortcut == "identity" for block in stage) for stage in self.stages)
 
+    @property
+    def block_kinds(self) -> tuple[tuple[Block, ...], ...]:
+        """Blocks of one resolution may differ in anything."""
+        return tuple(tuple(stage) for stage in self.stages)
+
     def keeping(self, kept: Kept) -> "InvertedResidualSpec":
         return self.model_copy(update={"blocks": tuple(kept_of(self.stages, kept))})
+
+    def narrowed(self, share: float) -> "InvertedResidualSpec":
+        """The channels of depthwise convolutions, but those of blocks without an expansion."""
+        blocks = tuple(
+            block.model_copy(update={"expanded": narrower(block.expanded, share)})
+            if block.expansion == "convolution"
+            else block
+            for block in self.blocks
+        )
+        return self if blocks == self.blocks else self.model_copy(update={"blocks": blocks})
 
     @property
     def learnable(self) -> Self:
@@ -247,6 +262,24 @@ class PooledNetwork(StagedNetwork):
     def leave(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(run(self.head(), x).mean((2, 3)))
         return logits
+
+    def inner_channels(self) -> list[Inner]:
+        """From the expansion, through depthwise convolution and squeeze-and-excite, to the projection."""
+        names = {module: name for name, module in self.named_modules()}
+        blocks = zip(self.blocks(), self.spec.blocks, strict=True)
+        return [_inner_of(names[module], module) for module, block in blocks if block.expansion == "convolution"]
+
+
+def _inner_of(prefix: str, block: nn.Module) -> Inner:
+    """Of a block with batch norms: the names of its layers in the order that `expansion_to_squeeze` gives them."""
+    layers = [
+        f"{prefix}.{name}"
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and not name.startswith("shortcut")
+    ]
+    *inside, projection, _ = layers
+    squeeze = inside[4:]  # Behind two convolutions and their norms: one layer takes all channels in, one puts them out.
+    return Inner((*inside[:4], *squeeze[1:]), (projection, *squeeze[:1]))
 
 
 def expansion_to_squeeze(in_channels: int, block: Block, spec: InvertedResidualSpec) -> list[nn.Module]:

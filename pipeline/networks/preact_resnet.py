@@ -13,8 +13,16 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of, same_width_droppable
-from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
+from compress.pipeline.networks.spec import (
+    MOST_CHANNELS,
+    Count,
+    Kept,
+    NetworkSpec,
+    counts_of,
+    narrower,
+    same_width_droppable,
+)
+from compress.pipeline.networks.staged import Inner, Stage, StagedNetwork, blocks_of
 
 Projected = Literal["activated", "raw"]
 Ending = Literal["relu", "norm", "none"]
@@ -35,7 +43,8 @@ class PreActResNetSpec(NetworkSpec):
     shortcut of a block whose shape changes is a 1x1 convolution, which takes the block's input `raw` or `activated`,
     that is, behind the block's first batch norm and ReLU. `strided` is the number of the convolution that has the
     stride of such a block. `stem_norm` puts batch norm and ReLU behind the first convolution; `ending` is what follows
-    the last block: batch norm and ReLU, batch norm alone, or neither.
+    the last block: batch norm and ReLU, batch norm alone, or neither. `inner` counts the channels between the convolutions
+    of a block, for each stage, where they are not the usual ones.
     """
 
     family: Literal["preact_resnet"] = "preact_resnet"
@@ -48,11 +57,14 @@ class PreActResNetSpec(NetworkSpec):
     stem_norm: bool = False
     ending: Ending = "relu"
     conv_bias: bool = False
+    inner: tuple[Count, ...] = ()
 
     @model_validator(mode="after")
     def _sensible_stages(self) -> "PreActResNetSpec":
         if not self.blocks or len(self.blocks) != len(self.widths):
             raise ValueError(f"{len(self.blocks)} stages have block counts but {len(self.widths)} have widths")
+        if self.inner and len(self.inner) != len(self.widths):
+            raise ValueError(f"{len(self.widths)} stages have widths but {len(self.inner)} have inner ones")
         if max(self.widths) * self.expansion > MOST_CHANNELS:
             raise ValueError(f"blocks would put out {max(self.widths) * self.expansion} channels")
         return self
@@ -107,16 +119,25 @@ class PreActResNetSpec(NetworkSpec):
     def keeping(self, kept: Kept) -> "PreActResNetSpec":
         return self.model_copy(update={"blocks": counts_of(kept)})
 
+    @property
+    def inner_widths(self) -> tuple[int, ...]:
+        """Channels between the convolutions of a block, for each stage."""
+        return self.inner or self.widths
+
+    def narrowed(self, share: float) -> "PreActResNetSpec":
+        inner = tuple(narrower(width, share) for width in self.inner_widths)
+        return self if inner == self.inner_widths else self.model_copy(update={"inner": inner})
+
 
 def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int, spec: PreActResNetSpec) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=spec.conv_bias)
 
 
-def _residual(in_channels: int, width: int, stride: int, spec: PreActResNetSpec) -> nn.Sequential:
+def _residual(in_channels: int, inner: int, out_channels: int, stride: int, spec: PreActResNetSpec) -> nn.Sequential:
     """A block's convolutions, with batch norm and ReLU before each but the first, which has them outside."""
-    bottleneck = ((1, width), (3, width), (1, width * spec.expansion))
+    bottleneck, basic = ((1, inner), (3, inner), (1, out_channels)), ((3, inner), (3, out_channels))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, (kernel, channels) in enumerate(bottleneck if spec.block == "bottleneck" else ((3, width),) * 2, 1):
+    for number, (kernel, channels) in enumerate(bottleneck if spec.block == "bottleneck" else basic, 1):
         if number > 1:
             layers[f"bn{number}"], layers[f"relu{number}"] = nn.BatchNorm2d(in_channels), nn.ReLU()
         own_stride = stride if number == spec.strided else 1
@@ -128,13 +149,12 @@ def _residual(in_channels: int, width: int, stride: int, spec: PreActResNetSpec)
 class PreActBlock(nn.Module):
     """`[N, in, H, W]` to `[N, width * expansion, H / stride, W / stride]`; nothing follows the addition."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, spec: PreActResNetSpec) -> None:
+    def __init__(self, in_channels: int, inner: int, out_channels: int, stride: int, spec: PreActResNetSpec) -> None:
         super().__init__()
-        out_channels = width * spec.expansion
         changes = stride != 1 or in_channels != out_channels
         self.projects_raw = spec.projected == "raw"
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.residual = _residual(in_channels, width, stride, spec)
+        self.residual = _residual(in_channels, inner, out_channels, stride, spec)
         self.downsample = _convolution(in_channels, out_channels, 1, stride, spec) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,11 +176,12 @@ class PreActResNet(StagedNetwork):
             self.stem.extend([nn.BatchNorm2d(spec.stem_width), nn.ReLU()])
         in_channels = spec.stem_width
         self.stages = nn.Sequential()
-        for index, (count, width) in enumerate(zip(spec.blocks, spec.widths, strict=True)):
-            stage = nn.Sequential()
+        for index, (count, width, inner) in enumerate(zip(spec.blocks, spec.widths, spec.inner_widths, strict=True)):
+            stage, out_channels = nn.Sequential(), width * spec.expansion
             for position in range(count):
-                stage.append(PreActBlock(in_channels, width, 2 if index > 0 and position == 0 else 1, spec))
-                in_channels = width * spec.expansion
+                stride = 2 if index > 0 and position == 0 else 1
+                stage.append(PreActBlock(in_channels, inner, out_channels, stride, spec))
+                in_channels = out_channels
             self.stages.append(stage)
         self.norm = nn.Identity() if spec.ending == "none" else nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU() if spec.ending == "relu" else nn.Identity()
@@ -172,6 +193,15 @@ class PreActResNet(StagedNetwork):
 
     def stage_list(self) -> list[Stage]:
         return [Stage((), blocks_of(stage.children())) for stage in self.stages]
+
+    def inner_channels(self) -> list[Inner]:
+        """Behind every convolution of a block but its last."""
+        last = 3 if self.spec.block == "bottleneck" else 2
+        return [
+            Inner((f"{name}.conv{number}", f"{name}.bn{number + 1}"), (f"{name}.conv{number + 1}",))
+            for name in (f"{name}.residual" for name, block in self.named_modules() if isinstance(block, PreActBlock))
+            for number in range(1, last)
+        ]
 
     def leave(self, x: Tensor) -> Tensor:
         x = self.relu(self.norm(x))

@@ -15,8 +15,16 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import MOST_CHANNELS, Count, Kept, NetworkSpec, counts_of, same_width_droppable
-from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
+from compress.pipeline.networks.spec import (
+    MOST_CHANNELS,
+    Count,
+    Kept,
+    NetworkSpec,
+    counts_of,
+    narrower,
+    same_width_droppable,
+)
+from compress.pipeline.networks.staged import Inner, Stage, StagedNetwork, blocks_of
 
 Shortcut = Literal["pad", "projection", "linear", "pooled"]
 Zeros = Literal["around", "after"]
@@ -33,6 +41,7 @@ class ResNetSpec(NetworkSpec):
     """What it takes to build a ResNet.
 
     `widths` counts the channels inside the blocks of each stage; a bottleneck block puts out four times as many.
+    `inner` counts the channels between the convolutions of a block, for each stage, where they are not the usual ones.
     `shortcut` is how a block whose shape changes carries its input over: `pad` subsamples and pads with zero channels
     (option A), `projection` is a 1x1 convolution with batch norm (option B), `linear` the convolution alone, `pooled`
     averages 2x2 pixels before a projection that has no stride of its own. `zeros` says where padding puts them: half
@@ -53,11 +62,14 @@ class ResNetSpec(NetworkSpec):
     groups: Count = 1
     base_width: Count = 64
     batch_norm: bool = True
+    inner: tuple[Count, ...] = ()
 
     @model_validator(mode="after")
     def _one_width_a_stage(self) -> "ResNetSpec":
         if len(self.blocks) != len(self.widths):
             raise ValueError(f"{len(self.blocks)} stages have block counts but {len(self.widths)} have widths")
+        if self.inner and len(self.inner) != len(self.widths):
+            raise ValueError(f"{len(self.widths)} stages have widths but {len(self.inner)} have inner ones")
         if not self.blocks:
             raise ValueError("there are no stages")
         return self
@@ -65,7 +77,7 @@ class ResNetSpec(NetworkSpec):
     @model_validator(mode="after")
     def _sensible_channels(self) -> "ResNetSpec":
         outputs = (self.stem_width, *(width * self.expansion for width in self.widths))
-        inner = [self.inner_width(width) for width in self.widths]
+        inner = self.inner_widths
         if min(inner) < 1 or max(*inner, *outputs) > MOST_CHANNELS:
             raise ValueError(f"its blocks would have from {min(inner)} to {max(*inner, *outputs)} channels")
         if self.shortcut == "pad" and any(after < before for before, after in pairwise(outputs)):
@@ -74,9 +86,14 @@ class ResNetSpec(NetworkSpec):
             raise ValueError("a deep stem is one of the ImageNet form")
         return self
 
-    def inner_width(self, width: int) -> int:
-        """Channels between the convolutions of a block of that width."""
+    def usual_inner(self, width: int) -> int:
+        """Channels between the convolutions of a block of that width, unless `inner` says otherwise."""
         return int(width * self.base_width / 64) * self.groups if self.block == "bottleneck" else width
+
+    @property
+    def inner_widths(self) -> tuple[int, ...]:
+        """Channels between the convolutions of a block, for each stage."""
+        return self.inner or tuple(self.usual_inner(width) for width in self.widths)
 
     @property
     def expansion(self) -> int:
@@ -136,6 +153,13 @@ class ResNetSpec(NetworkSpec):
 
     def keeping(self, kept: Kept) -> "ResNetSpec":
         return self.model_copy(update={"blocks": counts_of(kept)})
+
+    def narrowed(self, share: float) -> "ResNetSpec":
+        """Channels of a grouped convolution belong together, and all stay."""
+        if self.groups > 1:
+            return self
+        inner = tuple(narrower(width, share) for width in self.inner_widths)
+        return self if inner == self.inner_widths else self.model_copy(update={"inner": inner})
 
     @property
     def learnable(self) -> "ResNetSpec":
@@ -201,11 +225,12 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, spec: ResNetSpec
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the shortcut. `[N, in, H, W]` to `[N, out, H / stride, W / stride]`."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, spec: ResNetSpec) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, spec: ResNetSpec, inner: int | None = None) -> None:
         super().__init__()
-        self.conv1 = _convolution(in_channels, width, 3, stride, spec)
-        self.bn1 = _norm(width, spec)
-        self.conv2 = _convolution(width, width, 3, 1, spec)
+        inner = inner or spec.usual_inner(width)
+        self.conv1 = _convolution(in_channels, inner, 3, stride, spec)
+        self.bn1 = _norm(inner, spec)
+        self.conv2 = _convolution(inner, width, 3, 1, spec)
         self.bn2 = _norm(width, spec)
         self.downsample = _shortcut(in_channels, width, stride, spec)
 
@@ -218,9 +243,9 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1x1, 3x3 (strided, grouped) and 1x1 convolution and the shortcut, as torchvision places the stride."""
 
-    def __init__(self, in_channels: int, width: int, stride: int, spec: ResNetSpec) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, spec: ResNetSpec, inner: int | None = None) -> None:
         super().__init__()
-        inner, out_channels = spec.inner_width(width), width * spec.expansion
+        inner, out_channels = inner or spec.usual_inner(width), width * spec.expansion
         self.conv1 = _convolution(in_channels, inner, 1, 1, spec)
         self.bn1 = _norm(inner, spec)
         self.conv2 = _convolution(inner, inner, 3, stride, spec, spec.groups)
@@ -271,13 +296,23 @@ class ResNet(StagedNetwork):
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits
 
+    def inner_channels(self) -> list[Inner]:
+        """Behind every convolution of a block but its last."""
+        last = 3 if self.spec.block == "bottleneck" else 2
+        return [
+            Inner((f"{name}.conv{number}", f"{name}.bn{number}"), (f"{name}.conv{number + 1}",))
+            for name, block in self.named_modules()
+            if isinstance(block, BasicBlock | BottleneckBlock)
+            for number in range(1, last)
+        ]
+
 
 def _stages(spec: ResNetSpec) -> Iterator[nn.Sequential]:
     block = BottleneckBlock if spec.block == "bottleneck" else BasicBlock
     in_channels = spec.stem_width
-    for index, (count, width) in enumerate(zip(spec.blocks, spec.widths, strict=True)):
+    for index, (count, width, inner) in enumerate(zip(spec.blocks, spec.widths, spec.inner_widths, strict=True)):
         stage = nn.Sequential()
         for position in range(count):
-            stage.append(block(in_channels, width, 2 if position == 0 and index > 0 else 1, spec))
+            stage.append(block(in_channels, width, 2 if position == 0 and index > 0 else 1, spec, inner))
             in_channels = width * spec.expansion
         yield stage

@@ -1,7 +1,7 @@
 """What every family of architectures has in common: a frozen spec that says how to build its network."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field
@@ -10,6 +10,8 @@ from compress.pipeline.records import Record
 
 MOST_CHANNELS = 1 << 20
 """Of a layer; more is nonsense, and would overflow the size of a tensor."""
+
+_CHANNELS_AT_A_TIME = 8
 
 Count = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 """A number of channels, classes or layers."""
@@ -57,14 +59,28 @@ class NetworkSpec(Record):
         """Of each block of each stage, whether the network works without it; () where nothing is known of blocks."""
         return ()
 
+    @property
+    def block_kinds(self) -> tuple[tuple[Hashable, ...], ...]:
+        """Of each block of each stage, its kind: a network has the same spec with another block of the same kind."""
+        return tuple((None,) * len(stage) for stage in self.droppable)
+
     def keeping(self, kept: Kept) -> "NetworkSpec":
         """The spec of the network that has only these blocks."""
         raise NotImplementedError
+
+    def narrowed(self, share: float) -> "NetworkSpec":
+        """The spec with about this share of the channels that only the inside of a block sees; itself if there are none."""
+        return self
 
     @property
     def learnable(self) -> Self:
         """The form that computes the same and that a student learns best in: with batch norms, if there can be any."""
         return self
+
+
+def narrower(channels: int, share: float) -> int:
+    """About this share of a number of channels, a multiple of 8 for the device's sake, and no more than there are."""
+    return min(channels, max(_CHANNELS_AT_A_TIME, _CHANNELS_AT_A_TIME * round(share * channels / _CHANNELS_AT_A_TIME)))
 
 
 def kept_of(stages: Sequence[Sequence[_Item]], kept: Kept) -> list[_Item]:

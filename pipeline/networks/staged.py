@@ -22,6 +22,15 @@ class Stage(NamedTuple):
         return run((*self.opening, *(module for block in self.blocks for module in block)), x)
 
 
+class Inner(NamedTuple):
+    """Channels that only the inside of a block sees, by the names of the layers that they pass."""
+
+    put_out: tuple[str, ...]
+    """Layers that put them out, or have a weight for each of them."""
+    taken_in: tuple[str, ...]
+    """Layers that take them in; the first is where the block needs them, others only weigh them."""
+
+
 class StagedNetwork(nn.Module):
     """Normalised images `[N, C, H, W]` to logits `[N, num_classes]`, in stages that students can match and inherit."""
 
@@ -42,6 +51,10 @@ class StagedNetwork(nn.Module):
     def inputs_left(self, kept: Kept) -> dict[str, Tensor]:
         """Names of the layers that see less once only the kept blocks are there, and which input channels are left."""
         return {}
+
+    def inner_channels(self) -> list[Inner]:
+        """Groups of channels that can be made fewer without anything changing outside of their block."""
+        return []
 
     def as_maps(self, x: Tensor) -> Tensor:
         """What a stage puts out, as `[N, C_s, H_s, W_s]`."""

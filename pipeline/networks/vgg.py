@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, fx, nn
 
-from compress.pipeline.networks.spec import Count, Kept, NetworkSpec
-from compress.pipeline.networks.staged import Block, Stage, StagedNetwork, run
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, narrower
+from compress.pipeline.networks.staged import Block, Inner, Stage, StagedNetwork, run
 
 Head = Literal["linear", "convolutional"]
 
@@ -87,9 +87,19 @@ class VGGSpec(NetworkSpec):
             for first, widths in zip(entering, self.blocks, strict=True)
         )
 
+    @property
+    def block_kinds(self) -> tuple[tuple[int, ...], ...]:
+        """The widths of the convolutions."""
+        return self.blocks
+
     def keeping(self, kept: Kept) -> "VGGSpec":
         chosen = zip(self.blocks, kept, strict=True)
         return self.model_copy(update={"blocks": tuple(tuple(widths[i] for i in index) for widths, index in chosen)})
+
+    def narrowed(self, share: float) -> "VGGSpec":
+        """All convolutions but the last before each pooling."""
+        blocks = tuple((*(narrower(width, share) for width in widths[:-1]), widths[-1]) for widths in self.blocks)
+        return self.model_copy(update={"blocks": blocks})
 
     @property
     def learnable(self) -> "VGGSpec":
@@ -120,6 +130,15 @@ class VGG(StagedNetwork):
             blocks: list[Block] = [tuple(islice(modules, layers)) for _ in widths]
             stages.append(Stage(pool, blocks))
         return stages
+
+    def inner_channels(self) -> list[Inner]:
+        """Between two convolutions that no pooling parts."""
+        names = {module: f"features.{name}" for name, module in self.features.named_children()}
+        return [
+            Inner(tuple(names[module] for module in first if module.state_dict()), (names[second[0]],))
+            for stage in self.stage_list()
+            for first, second in pairwise(stage.blocks)
+        ]
 
     def leave(self, x: Tensor) -> Tensor:
         grid = self.spec.grid

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, counts_of
-from compress.pipeline.networks.staged import Stage, StagedNetwork, blocks_of
+from compress.pipeline.networks.spec import Count, Kept, NetworkSpec, counts_of, narrower
+from compress.pipeline.networks.staged import Inner, Stage, StagedNetwork, blocks_of
 
 EPSILON = 1e-6
 """Of the layer norms, as torchvision and timm have it."""
@@ -78,6 +78,10 @@ class ViTSpec(NetworkSpec):
     def keeping(self, kept: Kept) -> "ViTSpec":
         counts = counts_of(kept)
         return self.model_copy(update={"depth": sum(counts), "stages": counts})
+
+    def narrowed(self, share: float) -> "ViTSpec":
+        """The width inside the perceptrons."""
+        return self.model_copy(update={"mlp_width": narrower(self.mlp_width, share)})
 
     @property
     def letter(self) -> str | None:
@@ -174,6 +178,11 @@ class ViT(StagedNetwork):
     def leave(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.norm(x)[:, 0])
         return logits
+
+    def inner_channels(self) -> list[Inner]:
+        """Between the two layers of a perceptron."""
+        names = [f"blocks.{index}.mlp" for index in range(self.spec.depth)]
+        return [Inner((f"{name}.0",), (f"{name}.2",)) for name in names]
 
     def as_maps(self, x: Tensor) -> Tensor:
         """The tokens of patches as maps `[N, width, grid, grid]`; the class token has no place on them."""

@@ -9,6 +9,7 @@ from compress.pipeline.networks import StagedNetwork, build
 from compress.pipeline.networks.resnet import PadShortcut, ResNet
 from compress.pipeline.networks.spec import Kept
 from compress.pipeline.networks.staged import Block
+from compress.pipeline.students.narrowing import Channels, choose_channels, narrowed_weights
 from compress.pipeline.students.unfolding import unfolded
 
 
@@ -25,15 +26,25 @@ def donor_of(teacher: nn.Module) -> StagedNetwork:
     return teacher if teacher.spec == teacher.spec.learnable else unfolded(teacher)
 
 
-def inherit_weights(student: StagedNetwork, donor: StagedNetwork, kept: Kept) -> None:
+def inherit_weights(student: StagedNetwork, donor: StagedNetwork, kept: Kept, channels: Channels | None = None) -> None:
     """Copy the kept blocks, and all that lies between and around the stages.
 
     Args:
-        student: of the spec `donor.spec.keeping(kept)`.
+        student: of the spec `donor.spec.keeping(kept)`, or of that narrowed.
         donor: what `donor_of` gives.
         kept: positions of blocks in the donor's stages.
+        channels: which stay inside the blocks of a narrowed student; by default those with the largest weights.
     """
-    student.load_state_dict(_weights_for(student, donor, kept))
+    weights = _weights_for(student, donor, kept)
+    if is_narrowed(student, donor, kept):
+        channels = choose_channels(student, thinned(donor, kept)) if channels is None else channels
+        weights = narrowed_weights(weights, student.inner_channels(), channels)
+    student.load_state_dict(weights)
+
+
+def is_narrowed(student: StagedNetwork, donor: StagedNetwork, kept: Kept) -> bool:
+    """Whether the student has fewer channels inside its blocks than the donor."""
+    return student.spec != donor.spec.keeping(kept)
 
 
 def thinned(donor: StagedNetwork, kept: Kept) -> StagedNetwork:

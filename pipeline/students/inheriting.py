@@ -11,7 +11,10 @@ from compress.pipeline.students.plan import StudentPlan, count_parameters
 MOST_SHARES = 8
 """Students of different depth that are offered by name; any other can be asked for."""
 
-_NAME = re.compile(r"inherit(-\d+)+")
+WIDTHS = (0.25, 0.5, 0.75)
+"""Shares of the channels inside blocks that are offered where a stage cannot do with fewer blocks."""
+
+_NAME = re.compile(r"inherit((?:-\d+)+)(?:-w(0?\.\d+))?")
 
 
 def spec_of(teacher: TeacherRecord) -> NetworkSpec | None:
@@ -24,7 +27,10 @@ def spec_of(teacher: TeacherRecord) -> NetworkSpec | None:
 
 
 def inheriting_students(teacher: TeacherRecord) -> list[StudentPlan]:
-    """Students that keep the same share of blocks in every stage, as far as they can; [] where there are no stages."""
+    """Students that keep the same share of blocks in every stage, as far as they can; [] where there are no stages.
+
+    The shallowest is offered narrower, too: deeper ones would be no smaller than others with fewer blocks.
+    """
     spec = spec_of(teacher)
     if spec is None:
         return []
@@ -34,14 +40,24 @@ def inheriting_students(teacher: TeacherRecord) -> list[StudentPlan]:
     counts = {
         tuple(max(few, round(kept * n / most)) for n, few in zip(all_blocks, least, strict=True)) for kept in shares
     }
-    return [inheriting_student(spec, blocks) for blocks in sorted(counts) if blocks != all_blocks]
+    depths = [inheriting_student(spec, blocks) for blocks in sorted(counts) if blocks != all_blocks]
+    narrow = {plan.spec: plan for plan in (inheriting_student(spec, least, width) for width in WIDTHS)}
+    narrow.pop(inheriting_student(spec, least).spec, None)
+    return [*narrow.values(), *depths]
 
 
-def inheriting_student(teacher: NetworkSpec, blocks: Sequence[int]) -> StudentPlan:
-    """The teacher with fewer blocks a stage, evenly spread ones until images say which are needed most."""
+def inheriting_student(teacher: NetworkSpec, blocks: Sequence[int], width: float = 1.0) -> StudentPlan:
+    """The teacher with fewer blocks a stage, or narrower ones; which of them is decided anew once there are images.
+
+    Args:
+        blocks: how many of each stage are kept.
+        width: share of the channels inside the blocks that is kept.
+    """
     kept = tuple(evenly(count, droppable) for count, droppable in zip(blocks, teacher.droppable, strict=True))
     spec = teacher.keeping(kept).learnable
-    name = "inherit-" + "-".join(str(count) for count in blocks)
+    name = f"inherit-{dashed(blocks)}"
+    if width < 1:
+        spec, name = spec.narrowed(width), f"{name}-w{width:g}"
     return StudentPlan(name=name, spec=spec, parameters=count_parameters(spec), kept_blocks=kept)
 
 
@@ -51,9 +67,10 @@ def inheriting_named(name: str, teacher: NetworkSpec) -> StudentPlan | None:
     Raises:
         UsageError: the teacher does not have those blocks to give.
     """
-    if not _NAME.fullmatch(name):
+    matched = _NAME.fullmatch(name)
+    if not matched:
         return None
-    blocks = [int(count) for count in name.split("-")[1:]]
+    blocks = [int(count) for count in matched[1].split("-")[1:]]
     most, least = block_counts(teacher), least_counts(teacher)
     fits = len(blocks) == len(most) and all(few <= n <= many for few, n, many in zip(least, blocks, most, strict=False))
     if not fits:
@@ -62,7 +79,16 @@ def inheriting_named(name: str, teacher: NetworkSpec) -> StudentPlan | None:
             f"The teacher cannot give the student '{name}'.",
             f"It has {dashed(most)} blocks a stage; keep at least {few}.",
         )
-    return inheriting_student(teacher, blocks)
+    whole = inheriting_student(teacher, blocks)
+    if matched[2] is None:
+        return whole
+    narrow = inheriting_student(teacher, blocks, float(matched[2]))
+    if narrow.spec == whole.spec:
+        raise UsageError(
+            f"The teacher cannot give the student '{name}'.",
+            "Inside its blocks nothing can be made so much narrower: widths are multiples of 8, and of some families none.",
+        )
+    return narrow
 
 
 def block_counts(spec: NetworkSpec) -> tuple[int, ...]:
