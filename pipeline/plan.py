@@ -11,6 +11,7 @@ from compress.pipeline.distillation.stage import speed_here
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.probes import with_enough_probes
+from compress.pipeline.quantize import check_exclusions
 from compress.pipeline.records import Finding, Record
 from compress.pipeline.settings import Settings
 from compress.pipeline.steps import distillation_budget
@@ -65,7 +66,8 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
     record = teacher.record
     settings = with_enough_probes(settings, record.num_classes)
     check_label_count(labels, record.num_classes)
-    student = plan_student(record, settings.student)
+    student, target = plan_student(record, settings.student), load_target(settings.target)
+    check_exclusions(student, settings.quantize, target)
     embed = settings.embed
     embeddings, names = embed_labels(
         labels,
@@ -79,7 +81,6 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
     speed = speed_here(teacher, torch.from_numpy(embeddings), student, settings, compute)
     budget = distillation_budget(settings.budget_seconds)
     schedule = plan_schedule(settings.distill, settings.probes, speed, budget)
-    target = load_target(settings.target)
     return Plan(
         teacher=record.architecture,
         teacher_parameters=record.parameters,

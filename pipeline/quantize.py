@@ -20,10 +20,14 @@ from compress.exporters.qdq import (
     quantized_layers,
     refresh_weight_scales,
 )
+from compress.exporters.targets import Target
 from compress.pipeline.errors import CompressError
 from compress.pipeline.metrics import kl_divergence, top_k_agreement
+from compress.pipeline.networks import build
+from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.records import QuantizeRecord
 from compress.pipeline.settings import QuantizeSettings
+from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.losses import distillation
 
 MOMENTUM = 0.9
@@ -78,6 +82,18 @@ def quantize(
         agreement_calibrated=before[0],
         agreement=max(before, after)[0],
     )
+
+
+def check_exclusions(plan: StudentPlan, settings: QuantizeSettings, target: Target) -> None:
+    """Refuse what the student does not have before it has learned for hours.
+
+    Raises:
+        UsageError: `settings.exclude` names a convolution that the student does not have.
+    """
+    if settings.exclude and target.int8:
+        channels = plan.spec.channels
+        student = Normalised(build(plan.spec), (0.0,) * channels, (1.0,) * channels).eval()
+        insert_fake_quantization(student, target.int8, settings.exclude, target.runtime)
 
 
 def calibrate(

@@ -11,6 +11,7 @@ from compress.pipeline.delivery import collect, package
 from compress.pipeline.distillation.tensorboard import require_tensorboard
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.progress import Progress
+from compress.pipeline.quantize import check_exclusions
 from compress.pipeline.report import ReportData
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import exclusive
@@ -42,6 +43,7 @@ def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, p
     space = Workspace(checkpoint, folder, settings, progress)
     check_label_count(labels, space.teacher.record.num_classes)
     plan = plan_student(space.teacher.record, settings.student)
+    check_exclusions(plan, settings.quantize, space.target)
     claim_output_folder(folder)
     with friendly_os_errors(folder), exclusive(folder / "work"):
         command = {"checkpoint": str(checkpoint.resolve()), "labels": str(labels_file.resolve())}

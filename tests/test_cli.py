@@ -303,6 +303,12 @@ def test_a_labels_file_that_does_not_name_the_classes_is_refused_with_the_reason
         (["--text-encoder", "nobody/nothing"], 5, "is neither a folder nor in the local Hugging Face cache."),
         (["--set", "embed.prompt=a photo"], 2, "The setting 'embed.prompt' cannot be 'a photo'"),
         (["--set", "student.max_parameter_ratio=0.001"], 6, "No student has at most "),
+        (
+            ["--set", "quantize.exclude=[network.conv9]"],
+            2,
+            "There is no convolution 'network.conv9' to keep in floating",
+        ),
+        (["--set", "quantize.exclude=[conv1]", "--dry-run"], 2, "Did you mean 'network.conv1'?"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_before_anything_is_written(
