@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import ablation
 import curve
+import verdict_calibration
 from compress.pipeline.distillation.checkpoint import Checkpoint, save_checkpoint
 from compress.pipeline.settings import assignment, merge, resolve_settings
 from compress.pipeline.tensor_files import prefixed, write_tensors
@@ -145,3 +146,41 @@ def test_a_row_of_the_ablation_is_measured_once(
 def test_every_row_of_the_ablation_is_a_setting_that_exists() -> None:
     for settings in ablation.ROWS.values():
         resolve_settings(reduce(merge, map(assignment, settings), dict[str, Any]()), environment={})
+
+
+# Whether probes tell the truth
+
+
+def test_the_rank_correlation_is_spearmans() -> None:
+    # Ranks 0 1 2 3 against 1 0 2 3: 1 - 6 * (1 + 1) / (4 * 15) = 0.8
+    first, second = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.6, 0.5, 0.7, 0.9])
+    assert verdict_calibration.rank_correlation(first, second) == pytest.approx(0.8)
+    assert verdict_calibration.rank_correlation(first, -first) == pytest.approx(-1)
+    assert np.isnan(verdict_calibration.rank_correlation(first, np.ones(4)))
+    assert verdict_calibration.ranks(np.array([3.0, 1.0, 3.0])).tolist() == [1.5, 0, 1.5]
+
+
+def test_probes_are_counted_by_kind() -> None:
+    kind = np.array(["mixed", "synthesised", "mixed", "synthesised"])
+    shares = verdict_calibration.agreement_of_kinds(np.array([0, 1, 2, 3]), np.array([0, 1, 0, 0]), kind)
+    assert shares == {"synthesised": 0.5, "mixed": 0.5, "all probes": 0.5}
+
+
+def test_probes_are_set_against_real_images_for_every_artifact(
+    delivered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", images=images, labels=np.zeros(20, np.uint8))
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    write_tensors(copies / "000120.safetensors", prefixed("average", load_file(delivered / "student.safetensors")))
+    words = (f"{delivered}={copies}", "--data", tmp_path / "real.npz")
+    outputs = ("--plot", tmp_path / "plot.svg", "--json", tmp_path / "rows.json")
+    monkeypatch.setattr(sys, "argv", ["verdict_calibration.py", *map(str, (*words, *outputs))])
+    assert verdict_calibration.main() == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    last, copied = rows["output/student.safetensors"], rows["output after 120 s"]
+    assert (last["probes"], last["real"]) == (copied["probes"], copied["real"])
+    assert (tmp_path / "plot.svg").read_text().count("<circle") == len(rows)
+    said = capsys.readouterr().out
+    assert "rank correlation" in said
