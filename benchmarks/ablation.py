@@ -110,13 +110,17 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "rows.jsonl"
     rows = measured_before(results)
-    missing = [name for name in options.rows or ROWS if name not in rows]
+    missing = [name for name in dict.fromkeys(options.rows or ROWS) if name not in rows]
     with ThreadPoolExecutor(options.jobs or 1) as side_by_side:
         runs = {side_by_side.submit(run_row, options, list(ROWS).index(name), ROWS[name]): name for name in missing}
-        for run in as_completed(runs):
-            rows[runs[run]] = {"name": runs[run]} | run.result()
-            with results.open("a") as file:
-                file.write(json.dumps(rows[runs[run]]) + "\n")
+        try:
+            for run in as_completed(runs):
+                rows[runs[run]] = {"name": runs[run]} | run.result()
+                with results.open("a") as file:
+                    file.write(json.dumps(rows[runs[run]]) + "\n")
+        except BaseException:  # what has not begun must not, after a failure as after Ctrl-C
+            side_by_side.shutdown(wait=False, cancel_futures=True)
+            raise
     Console().print(table_of(rows))
     return 0
 

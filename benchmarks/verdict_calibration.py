@@ -119,7 +119,7 @@ def plot(students: Sequence[Student]) -> str:
     """Agreement on all probes against that on real images, as SVG; on the line the two are equal."""
     size, margin = 360, 40
     low = min(min(student.on_real, student.on_probes[ALL]) for student in students)
-    start = np.floor(low * 10) / 10
+    start = min(np.floor(low * 10) / 10, 0.9)
 
     def at(share: float) -> float:
         return float(margin + (share - start) / (1 - start) * (size - 2 * margin))

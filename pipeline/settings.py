@@ -68,7 +68,8 @@ class StudentSettings(Section):
     """Which student."""
 
     name: str = "auto"
-    """`auto`, `inherit-3-3-3` (that many of the teacher's blocks a stage) or a name of the zoo such as `resnet20`."""
+    """`auto`, `inherit-3-3-3` (that many of the teacher's blocks a stage), `inherit-3-3-3-w0.5` (and half of the width inside
+    them), or a name of the zoo such as `resnet20`."""
     inherit: bool = True
     """Whether `auto` may take a student that starts from the teacher's blocks; otherwise its weights are random."""
     max_parameter_ratio: float = Field(default=1 / 3, gt=0, le=1)
@@ -132,7 +133,9 @@ class DistillSettings(Section):
     def _one_a_round(cls, annealed: tuple[float, ...] | None, others: ValidationInfo) -> tuple[float, ...] | None:
         rounds = others.data.get("rounds", 0)
         if annealed and (len(annealed) != rounds or any(after <= before for before, after in pairwise(annealed))):
-            raise PydanticCustomError("annealing", "a list of distill.rounds numbers, each above the one before")
+            raise PydanticCustomError(
+                "annealing", "a list of distill.rounds numbers, each above the one before, or null"
+            )
         return annealed
 
     batches: int = Field(default=1, ge=1)
@@ -164,7 +167,7 @@ class DistillSettings(Section):
     mixed_share: float = Field(default=0.5, ge=0, le=1)
     """Of the student's batches, that are mixed."""
     stage_weight: float = Field(default=100.0, ge=0)
-    """Weight of matching the teacher's stage outputs, where the student has stages of the same shapes."""
+    """Weight of matching the teacher's stage outputs; those of other shapes are matched through learned adapters."""
     average_decay: float = Field(default=0.98, ge=0, lt=1)
     """Decay per step of the running average of the student's weights, which is what is shipped; 0 ships the last."""
     replay_priority: float = Field(default=0.0, ge=0, le=1)

@@ -9,10 +9,12 @@ from torch import nn
 
 from compress.pipeline.networks import StagedNetwork, build
 from compress.pipeline.networks.densenet import DenseLayer
+from compress.pipeline.networks.mobilenet_v2 import MobileNetV2Spec
 from compress.pipeline.students.choice import MOST_PASSES, _passes, _spare, choose_blocks, relative_change
 from compress.pipeline.students.inheritance import donor_of, inherit_weights, thinned
 from compress.pipeline.students.inheriting import block_counts, evenly, inheriting_student, least_counts
 from tests.families import SPECS, images, network_of
+from tests.networks import unsettle
 from tests.tiny import copied, same_tensors
 
 LAST = {
@@ -102,6 +104,23 @@ def test_a_thinned_network_shares_the_tensors_of_its_donor() -> None:
     assert small.get_parameter("layer1.0.conv1.weight").data_ptr() == (
         donor.get_parameter("layer1.2.conv1.weight").data_ptr()
     )
+
+
+def test_blocks_that_would_come_in_another_order_than_planned_are_not_taken() -> None:
+    # Kinds s, a, b, a: planned are s b a, while images would have s a b.
+    spec = SPECS["MobileNetV2"]
+    assert isinstance(spec, MobileNetV2Spec)
+    first, wide = spec.blocks[3], spec.blocks[4]
+    narrow = wide.model_copy(update={"expanded": wide.expanded - 8})
+    spec = spec.model_copy(update={"blocks": (*spec.blocks[:3], first, wide, narrow, wide)})
+    network = unsettle(build(spec)).eval()
+    assert isinstance(network, StagedNetwork)
+    idle(network, "MobileNetV2", 1, 3)
+    plan = inheriting_student(spec, (3, 3))
+    assert plan.kept_blocks == ((0, 1, 2), (0, 2, 3))
+    kept = choose_blocks(network, plan.kept_blocks, images(8))
+    assert kept == plan.kept_blocks
+    inherit_weights(build(plan.spec), network, kept)
 
 
 def test_no_more_blocks_of_a_kind_go_than_may() -> None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import time
@@ -581,6 +582,9 @@ def test_a_pause_does_not_count_as_time_spent(tmp_path: Path, monkeypatch: pytes
     assert seconds == sorted(seconds)
     assert seconds[3] == spent
     assert seconds[-1] < 1000
+    # What it takes to continue is no part of the first round after it: that is as long by the clock as the next one.
+    rounds = [after - before for before, after in itertools.pairwise(seconds)]
+    assert rounds[3] <= rounds[2] + 2
     assert json.loads((tmp_path / SECONDS_FILE).read_bytes()) == seconds[-1]
 
 

@@ -148,6 +148,12 @@ def test_what_cannot_be_made_narrower_is_refused(name: str, student: str) -> Non
     assert "multiples of 8" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["inherit-2-2-w0", "inherit-2-2-w0.0", "inherit-2-2-w1.5", "inherit-2-2-w0.00001"])
+def test_what_is_no_share_is_no_name(name: str) -> None:
+    with pytest.raises(UsageError, match=f"There is no student '{name}'"):
+        plan_student(record_of(SPECS["ResNet"], SIZE), StudentSettings(name=name))
+
+
 @pytest.mark.parametrize("name", WIDER)
 def test_a_narrower_student_starts_from_its_teachers_weights(name: str) -> None:
     teacher = teacher_of(name)

@@ -143,6 +143,23 @@ def test_a_row_of_the_ablation_is_measured_once(
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_failing_row_of_the_ablation_stops_those_that_have_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def failing(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        started.append(command[command.index("-o") + 1])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", failing)
+    words = ("ablation.py", "t.pt", "--labels", "l.txt", "--data", "r.npz", "--budget", "5m", "-o", tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    with pytest.raises(SystemExit, match="compress ended with exit code 1"):
+        ablation.main()
+    assert len(started) < 4
+
+
 def test_every_row_of_the_ablation_is_a_setting_that_exists() -> None:
     for settings in ablation.ROWS.values():
         resolve_settings(reduce(merge, map(assignment, settings), dict[str, Any]()), environment={})

@@ -716,6 +716,7 @@ def test_settings_are_listed_under_the_names_that_set_takes() -> None:
         ("distill.on", "true"),
         ("distill.name", "x"),
     ]
+    assert list(sections.flattened({"annealed": [0.1] * 200})) == [("annealed", "200 values, see settings.yaml")]
 
 
 def test_long_lists_of_names_are_counted_and_cut() -> None:

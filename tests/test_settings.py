@@ -173,7 +173,7 @@ def test_a_value_below_a_value_is_refused() -> None:
             "distill.annealed=[0.5, 1]",
             (
                 "The setting 'distill.annealed' cannot be [0.5, 1]: it must be a list of distill.rounds numbers, each "
-                "above the one before."
+                "above the one before, or null."
             ),
         ),
         ("distill.annealed=[2]", "The setting 'distill.annealed.0' cannot be 2: it must be at most 1."),

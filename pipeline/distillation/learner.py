@@ -133,7 +133,7 @@ class Learner:
             settle(donor, (normalise(as_float(batch)) for batch in batches))
             # Whatever images they see, the network computes the same: those of one process will do for all.
             self.world.copy_from_first(donor)
-        count = min(IMAGES // self.micro_batches, len(images))
+        count = min(max(IMAGES // self.micro_batches, 8), len(images))
         shown = images[torch.linspace(0, len(images) - 1, count).long()]
         seen, student = normalise(as_float(shown)), _staged(self.student)
         kept = self.world.tell(choose_blocks(donor, self.kept_blocks, seen))

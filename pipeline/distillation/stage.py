@@ -143,6 +143,8 @@ def _learn(
     with memory_for("synthesis"):
         monitor = _monitor(teacher, embeddings, settings, compute, run.watch.held_out_batch)
     run.watch.expect(teacher, run.learner.average, monitor.images, compute)
+    # What it takes to continue is a pause, and says nothing about the pace of rounds.
+    epoch = started if checkpoint is None else time.monotonic() - spent
     notes: tuple[str, ...] = ()
     for number in count(len(run.history)):
         if number == schedule.warmup_rounds and world.leads:
@@ -153,7 +155,7 @@ def _learn(
             notes = (f"The budget ended distillation after {number} of {schedule.total} planned rounds.",)
             break
         run.watch.begin(schedule, number)
-        run.history.append(run.run_round(number, schedule, monitor, started - spent))
+        run.history.append(run.run_round(number, schedule, monitor, epoch))
         schedule = _told(world, replan(schedule, [point.seconds for point in run.history], settings.distill))
         run.save(schedule, run.history[-1].seconds)
         if world.leads:

@@ -1,7 +1,7 @@
 """What each section of the report says: names and values, as text."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +175,13 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{key}", _worded(value)
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > MOST_NAMES:
+        return f"{len(value):,} values, see settings.yaml"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -46,6 +46,8 @@ def choose_blocks(donor: StagedNetwork, planned: Kept, images: Tensor) -> Blocks
             idle = _most_idle(donor, kept, number, entering, wanted[number])
             surplus = Counter(kinds[index] for index in kept[number]) - Counter(kinds[index] for index in stage)
             kept = _without(kept, number, _spare(idle, kinds, surplus)[:going])
+        if [kinds[index] for index in kept[number]] != [kinds[index] for index in stage]:
+            kept = (*kept[:number], tuple(stage), *kept[number + 1 :])  # as many of each, but in another order
         entering = as_recalibrated(donor, kept).stage_list()[number].run(entering)
     return kept
 

@@ -14,7 +14,7 @@ MOST_SHARES = 8
 WIDTHS = (0.25, 0.5, 0.75)
 """Shares of the channels inside blocks that are offered where a stage cannot do with fewer blocks."""
 
-_NAME = re.compile(r"inherit((?:-\d+)+)(?:-w(0?\.\d+))?")
+_NAME = re.compile(r"inherit((?:-\d+)+)(?:-w(0?\.(?!0+$)\d{1,4}))?")
 
 
 def spec_of(teacher: TeacherRecord) -> NetworkSpec | None:
