@@ -163,10 +163,10 @@ def main() -> int:
              (word.partition("=") for word in options.folders)]  # fmt: skip
     images, _ = read_images(options.data, options.limit)
     students: list[Student] = []
+    teachers = [find_teacher(folder, None) for folder, _ in pairs]
+    if len({teacher.record.sha256 for teacher in teachers}) > 1:
+        parser.error("the folders have different teachers")
     with torch.inference_mode():
-        teachers = [find_teacher(folder, None) for folder, _ in pairs]
-        if len({teacher.record.sha256 for teacher in teachers}) > 1:
-            parser.error("the folders have different teachers")
         wanted = answers(pairs[0][0], teachers[0])["teacher"](images).argmax(1)
         for (folder, copies), teacher in zip(pairs, teachers, strict=True):
             students += measure(folder, copies, teacher, images, wanted)

@@ -265,7 +265,9 @@ def test_what_is_no_assignment_is_refused(text: str) -> None:
 def test_an_unknown_recipe_is_refused_with_those_that_exist(recipe: object) -> None:
     message = refused({"recipe": recipe})
     assert message.startswith(f"There is no recipe '{recipe}'.")
-    assert message.endswith("Recipes: default, imagenet, paper-cifar10, paper-cifar100, paper-tiny-imagenet, smoke.")
+    assert message.endswith(
+        "Recipes: balanced, default, imagenet, paper-cifar10, paper-cifar100, paper-tiny-imagenet, quick, smoke, thorough."
+    )
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

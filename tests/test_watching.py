@@ -296,7 +296,9 @@ def test_a_teacher_without_batch_norm_tells_its_prior_instead(tmp_path: Path) ->
     teacher: Teacher = teacher_of(WITHOUT_BATCH_NORM["ViT"])
     run(tmp_path, teacher=teacher, student="resnet8-w0.5")
     assert all(line["prior_loss"] > 0 and line["batch_norm_loss"] is None for line in lines(tmp_path))
-    assert all(line["stage_loss"] is None for line in lines(tmp_path))
+    # Its layers and the student's stages have other shapes, and are matched through adapters once the student learns.
+    assert all((line["stage_loss"] is not None) == (line["kl_loss"] is not None) for line in lines(tmp_path))
+    assert any(line["stage_loss"] is not None for line in lines(tmp_path))
 
 
 @pytest.mark.parametrize("after", [[1], [4], [2, 3]])
