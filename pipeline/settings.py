@@ -270,13 +270,20 @@ def resolve_settings(
             f"{nearest(str(recipe), recipe_names())}Recipes: {_list(recipe_names())}.",
         )
     target = load_target(str(asked.get("target", Settings.model_fields["target"].default)))
-    layers = merge(_read_yaml(presets_folder() / "recipes" / f"{recipe}.yaml"), dict(target.settings))
+    layers = merge(_recipe(recipe), dict(target.settings))
     layers = merge(merge(layers, {"gates": target.gates.model_dump(exclude_unset=True)}), asked)
     try:
         return Settings.model_validate(layers)
     except ValidationError as error:
         path = [str(part) for part in error.errors()[0]["loc"]]
         raise refusal(error, Settings, _origin(path, command_line, environment, config)) from error
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """The YAML of a recipe; one with `based_on` takes what it does not say itself from the recipe that it names."""
+    settings = _read_yaml(presets_folder() / "recipes" / f"{name}.yaml")
+    based_on = settings.pop("based_on", None)
+    return merge(_recipe(based_on), settings) if based_on else settings
 
 
 def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:

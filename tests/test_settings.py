@@ -45,6 +45,15 @@ def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("presets")
+def test_a_recipe_takes_what_it_does_not_say_from_the_one_that_it_is_based_on(tmp_path: Path) -> None:
+    (tmp_path / "recipes" / "longer.yaml").write_text("{based_on: default, distill: {batches: 9}}")
+    (tmp_path / "recipes" / "longest.yaml").write_text("{based_on: longer, gates: {max_mean_kl: 7}}")
+    settings = resolve_settings({"recipe": "longest"}, environment={})
+    assert (settings.distill.batches, settings.gates.max_mean_kl) == (9, 7)
+    assert settings.distill.rounds == 3  # the target's, which outranks all of them
+
+
+@pytest.mark.usefixtures("presets")
 def test_each_source_outranks_the_ones_below_it(tmp_path: Path) -> None:
     config = config_file(tmp_path, "distill: {rounds: 4, batches: 4}")
     environment = {"COMPRESS_DISTILL__ROUNDS": "5", "PATH": "/bin"}

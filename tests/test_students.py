@@ -258,6 +258,12 @@ def test_auto_prefers_inherited_weights_to_more_parameters() -> None:
     assert any(plan.parameters < other.parameters <= 150_000 for other in zoo_students(RESNET56))
 
 
+def test_auto_narrows_the_shallowest_where_no_depth_is_small_enough() -> None:
+    shallowest = inheriting_student(ResNetSpec.model_validate(RESNET56.spec), (1, 1, 1)).parameters
+    ratio = (shallowest - 1) / RESNET56.parameters
+    assert plan_student(RESNET56, StudentSettings(max_parameter_ratio=ratio)).name == "inherit-1-1-1-w0.75"
+
+
 def test_auto_takes_the_largest_of_the_zoo_where_nothing_can_be_inherited() -> None:
     plan = plan_student(of_another_family(RESNET56), StudentSettings())
     fitting = [other for other in zoo_students(RESNET56) if other.parameters <= RESNET56.parameters / 3]

@@ -25,22 +25,20 @@ class StageAdapters(nn.Module):
 
     def __init__(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
         super().__init__()
-        count = min(len(student), len(teacher))
-        pairs = zip(student[len(student) - count :], teacher[len(teacher) - count :], strict=True)
-        self.adapters = nn.ModuleList(_adapter(mine[0], wanted[0]) for mine, wanted in pairs)
+        from_the_last = zip(reversed(student), reversed(teacher), strict=False)
+        self.adapters = nn.ModuleList(_adapter(mine[0], wanted[0]) for mine, wanted in from_the_last)
 
     def forward(self, teacher: Sequence[Tensor], student: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The teacher's stages `[N, C_s, H_s, W_s]` and the student's, adapted: two lists of tensors of equal shapes."""
-        count = len(self.adapters)
-        adapted = [adapter(maps) for adapter, maps in zip(self.adapters, student[len(student) - count :], strict=True)]
-        pairs = [_same_size(*pair) for pair in zip(teacher[len(teacher) - count :], adapted, strict=True)]
+        from_the_last = zip(self.adapters, reversed(student), reversed(teacher), strict=False)
+        pairs = [_same_size(wanted, adapter(maps)) for adapter, maps, wanted in from_the_last][::-1]
         return [wanted for wanted, _ in pairs], [mine for _, mine in pairs]
 
 
-def stage_shapes(teacher: Teacher, plan: StudentPlan) -> tuple[list[Shape], list[Shape]] | None:
-    """Of the student's stages and the teacher's; None where the teacher has no stages that are known."""
+def stage_shapes(teacher: Teacher, plan: StudentPlan) -> tuple[list[Shape], list[Shape]]:
+    """Of the student's stages and the teacher's; none of both where the teacher has no stages that are known."""
     if not isinstance(teacher.network.network, StagedNetwork):
-        return None
+        return [], []
     asked = teacher.record.input
     with torch.device("meta"):
         networks = build(plan.spec).eval(), build(teacher.network.network.spec).eval()

@@ -59,10 +59,14 @@ class Learner:
         self._divergences: list[Tensor] = []
         self.micro_batches = 1
         """Parts that a step is taken in where the memory does not hold all of its images; batch norms see one at a time."""
-        shapes = stage_shapes(teacher, plan) if self.settings.stage_weight else None
-        self.match_stages = shapes is not None
-        self.adapters = on_device(StageAdapters(*(shapes or ((), ()))), compute)
+        shapes = stage_shapes(teacher, plan) if self.settings.stage_weight else ([], [])
+        self.adapters = on_device(StageAdapters(*shapes), compute)
         self.optimiser = optimiser_of(self._parameters(), self.first_rate, self.settings)
+
+    @property
+    def match_stages(self) -> bool:
+        """Whether there are stages to be matched."""
+        return len(self.adapters.adapters) > 0
 
     @property
     def silent_loss(self) -> float:
