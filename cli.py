@@ -272,7 +272,8 @@ def targets_command(as_json: Json = False) -> None:
     table.add_column("files", no_wrap=True)
     table.add_column("device")
     for target in targets:
-        files = ", ".join(target.precisions) + (f" ({target.int8})" if target.int8 else "")
+        kinds = f" ({target.int8}{', typed too' if target.typed else ''})" if target.int8 else ""
+        files = ", ".join(target.precisions) + kinds
         table.add_row(target.name, files, f"{target.title}.\n{target.note}".strip())
     _stdout().print(table, highlight=False)
 

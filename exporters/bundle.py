@@ -24,7 +24,14 @@ MANIFEST = "manifest.json"
 MARKER = ".compress"
 WORK = "work"
 PACKAGES = ("torch", "onnx", "onnxruntime")
-ENGINE_FILES = ("student.plan", "student.plan.json", "engine.receipt.json", "student.trt*.timing.cache")
+ENGINE_FILES = (
+    "student.plan",
+    "student.plan.json",
+    "engine.receipt.json",
+    "student.trt*.timing.cache",
+    "student.trt*.plan",
+    "engine.trt*.receipt.json",
+)
 """What an engine build leaves in the folder. `deploy/build_engine.sh` does so after the delivery was sealed."""
 
 _PARTIAL = ".partial"

@@ -8,8 +8,14 @@ from pathlib import Path
 import jinja2
 
 from compress.exporters.bundle import write_file
-from compress.exporters.targets import Target
-from compress.exporters.tensorrt_engine import precision_flags, read_graph, shape_flags
+from compress.exporters.targets import FIRST_TYPED_ONLY, Target
+from compress.exporters.tensorrt_engine import (
+    load_flags,
+    newest_with_flags,
+    precision_flags,
+    read_graph,
+    shape_flags,
+)
 from compress.pipeline.records import ExportedGraph, InputSpec
 
 PLAN_NAME = "student.plan"
@@ -27,12 +33,15 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
         UsageError: the folder cannot be written.
         MissingResourceError: the disk is full.
     """
-    graph = next(graph for graph in graphs if graph.precision == target.shipped)
+    of_precision = [graph for graph in graphs if graph.precision == target.shipped]
+    graph = next(graph for graph in of_precision if not graph.typed)
+    typed = next((graph for graph in of_precision if graph.typed), None)
     needs_engine = target.runtime == "tensorrt"
     batch = read_graph(folder / graph.file_name).shape[0]
     largest = target.max_batch if needs_engine else _REPLAY_BATCH
     replay = {
         "onnx": graph.file_name,
+        "typed_onnx": typed.file_name if typed else None,
         "plan": PLAN_NAME if needs_engine else None,
         "trtexec": target.trtexec,
         "batch": batch if batch > 0 else largest,
@@ -42,11 +51,16 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
     write_file(deploy / "replay.json", json.dumps(replay, indent=2).encode() + b"\n")
     write_file(deploy / "replay_probes.py", _TEMPLATES / "replay_probes.py")
     if needs_engine:
-        write_file(deploy / "build_engine.sh", build_script(target, graph, input, batch).encode())
+        write_file(deploy / "build_engine.sh", build_script(target, graph, typed, input, batch).encode())
 
 
-def build_script(target: Target, graph: ExportedGraph, input: InputSpec, batch: int) -> str:
-    """The bash script that builds the engine of that graph on the device; a batch of -1 is open."""
+def build_script(
+    target: Target, graph: ExportedGraph, typed: ExportedGraph | None, input: InputSpec, batch: int
+) -> str:
+    """The POSIX shell script that builds the engine of that graph on the device; a batch of -1 is open.
+
+    Where its TensorRT takes typed graphs only, the engine is that of `typed`.
+    """
     shape = (batch, input.channels, input.height, input.width)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -58,8 +72,11 @@ def build_script(target: Target, graph: ExportedGraph, input: InputSpec, batch: 
     environment.filters["quote"] = shlex.quote
     return environment.get_template("build_engine.sh.j2").render(
         target=target,
-        onnx=graph.file_name,
-        sha256=graph.sha256,
+        graph=graph,
+        typed=typed,
+        first_typed_only=FIRST_TYPED_ONLY,
+        default_version=newest_with_flags(target),
         precision_flags=precision_flags(target, graph.precision),
         shape_flags=shape_flags(shape, target.max_batch),
+        load_flags=load_flags(shape),
     )

@@ -9,7 +9,7 @@ from compress.exporters.legalise import Array, attributes, constants
 def store_integer_weights(model: ModelProto) -> ModelProto:
     """A copy in which every QuantizeLinear of a constant is its result, a constant of integers.
 
-    The DequantizeLinear behind it stays. ONNX Runtime reads such files; TensorRT before 10 refuses them.
+    The DequantizeLinear behind it stays. ONNX Runtime reads such files, and TensorRT from 10 on; older ones refuse them.
     """
     rewritten = ModelProto()
     rewritten.CopyFrom(model)
@@ -34,6 +34,8 @@ def _quantize(node: NodeProto, values: dict[str, Array]) -> Array:
     axis = attributes(node).get("axis", 1)
     along = [-1 if index == axis else 1 for index in range(data.ndim)] if scale.ndim else ()
     limits = np.iinfo(zero_point.dtype)
-    levels = np.rint(data / scale.reshape(along)) + zero_point.reshape(along).astype(np.float32)
+    levels = np.rint(data.astype(np.float32) / scale.astype(np.float32).reshape(along)) + zero_point.reshape(
+        along
+    ).astype(np.float32)
     integers: Array = levels.clip(limits.min, limits.max).astype(zero_point.dtype)
     return integers

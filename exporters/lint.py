@@ -5,15 +5,16 @@ developer guide, "Working with Quantized Types". The rules:
 
     R1   operators that TensorRT has, in the standard domain, no local functions
     R2   zero points are there, int8, zero, and as many as scales
-    R3   scales are fp32 constants, finite and above zero
+    R3   scales are constants of floats, finite and above zero
     R4   activations are quantized per tensor, weights per output channel
-    R5   weights are fp32 constants in front of their Q/DQ pair, not folded into int8
-    R6   biases are plain fp32
+    R5   weights are fp32 constants in front of their Q/DQ pair, not folded into int8; a typed graph may fold them
+    R6   biases are plain fp32, or fp16 in a typed graph
     R7   no batch normalisation in a quantized graph, no dropout in any
     R8   data and weight of a convolution are quantized together; nothing stands between it and its Relu; one input of a
          residual sum stays free, so that convolution, sum and Relu become one
     R9   one Q/DQ pair a tensor, shared by all that take it
     R10  operator set and file format are no newer than the target reads
+    R11  Q/DQ pairs of fp16, which make a graph a typed one, need operator set 19 and a target that takes typed graphs
 """
 
 from collections import Counter, defaultdict
@@ -44,6 +45,10 @@ SUPPORTED = frozenset({
 # HardSwish of opset 14 is not among them before TensorRT 10; exporters write it as HardSigmoid and Mul.
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+FIRST_HALF_PAIRS = 19
+"""The first operator set whose Q/DQ pairs may be of fp16."""
+
 _WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}
 
 
@@ -79,6 +84,7 @@ def _findings(graph: "_Graph", target: Target) -> list[Finding]:
             _operators(graph, target),
             *(check(graph) for check in (_zero_points, _scales, _granularity, _weights, _biases, _training_layers)),
             *(check(graph) for check in (_convolutions, _sums, _one_pair)),
+            _half_pairs(graph, target),
         ]
     return [finding for check in checks for finding in check]
 
@@ -105,6 +111,7 @@ class _Graph:
     def __init__(self, model: ModelProto) -> None:
         self.model = model
         self.nodes = list(model.graph.node)
+        self.opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
         self.constants = constants(model.graph)
         for node in self.of("Constant"):
             value = attributes(node).get("value")
@@ -115,6 +122,12 @@ class _Graph:
         for node in self.nodes:
             for name in node.input:
                 self.takers[name].append(node)
+
+    @property
+    def typed(self) -> bool:
+        """Whether its Q/DQ pairs are of fp16, in part at least."""
+        scales = (self.constants.get(node.input[1]) for node in self.of(*_PAIR))
+        return any(scale is not None and scale.dtype == np.float16 for scale in scales)
 
     def of(self, *operators: str) -> list[NodeProto]:
         return [node for node in self.nodes if node.op_type in operators]
@@ -179,7 +192,7 @@ def _scales(graph: _Graph) -> Iterator[Finding]:
         cure = "Write fp32 scales above zero; clamp those of dead channels."
         if scale is None:
             yield _finding("R3", node, "The scale is not constant.", cure)
-        elif scale.dtype != np.float32:
+        elif scale.dtype not in (np.float32, np.float16):
             yield _finding("R3", node, f"The scale is {scale.dtype}, not float32.", cure)
         elif not (np.isfinite(scale).all() and (scale > 0).all()):
             yield _finding("R3", node, "A scale is zero, negative or not finite.", cure)
@@ -204,6 +217,8 @@ def _granularity(graph: _Graph) -> Iterator[Finding]:
 
 
 def _weights(graph: _Graph) -> Iterator[Finding]:
+    if graph.typed:
+        return
     for node in graph.of("DequantizeLinear"):
         if node.input[0] in graph.constants and not graph.is_bias(node):
             yield _finding(
@@ -215,10 +230,11 @@ def _weights(graph: _Graph) -> Iterator[Finding]:
 
 
 def _biases(graph: _Graph) -> Iterator[Finding]:
+    plain = (np.float32, np.float16) if graph.typed else (np.float32,)
     for node in graph.of(*_WEIGHT_AXIS):
         if len(node.input) > 2 and node.input[2]:
             bias = graph.constants.get(node.input[2])
-            if bias is None or bias.dtype != np.float32:
+            if bias is None or bias.dtype not in plain:
                 yield _finding("R6", node, "The bias is not a plain fp32 constant.", "Leave biases unquantized.")
 
 
@@ -262,15 +278,27 @@ def _one_pair(graph: _Graph) -> Iterator[Finding]:
             yield _finding("R9", node, "What it makes is dequantized more than once.", cure)
 
 
+def _half_pairs(graph: _Graph, target: Target) -> Iterator[Finding]:
+    if not graph.typed:
+        return
+    if target.typed is None:
+        cure = "Keep Q/DQ pairs in fp32; the builder runs the rest in fp16 where --fp16 lets it."
+        yield Finding(
+            rule="R11", node="", message=f"The Q/DQ pairs are of fp16: {target.name} takes no typed graphs.", cure=cure
+        )
+    elif graph.opset < FIRST_HALF_PAIRS:
+        message = f"The Q/DQ pairs are of fp16, which the operator set {graph.opset} does not have."
+        yield Finding(rule="R11", node="", message=message, cure=f"Export for opset {FIRST_HALF_PAIRS} or later.")
+
+
 def _newer_than_target(graph: _Graph, target: Target) -> Iterator[Finding]:
-    model = graph.model
-    cure = f"Export for opset {target.opset} and IR version {target.ir_version}."
-    for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx") and opset.version > target.opset:
-            message = f"The operator set is {opset.version}; {target.name} reads up to {target.opset}."
-            yield Finding(rule="R10", node="", message=message, cure=cure)
-    if model.ir_version > target.ir_version:
-        message = f"The file format is IR {model.ir_version}; {target.name} reads up to {target.ir_version}."
+    limits = target.typed if target.typed is not None and graph.typed else target
+    cure = f"Export for opset {limits.opset} and IR version {limits.ir_version}."
+    if graph.opset > limits.opset:
+        message = f"The operator set is {graph.opset}; {target.name} reads up to {limits.opset}."
+        yield Finding(rule="R10", node="", message=message, cure=cure)
+    if graph.model.ir_version > limits.ir_version:
+        message = f"The file format is IR {graph.model.ir_version}; {target.name} reads up to {limits.ir_version}."
         yield Finding(rule="R10", node="", message=message, cure=cure)
 
 

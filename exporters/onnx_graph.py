@@ -16,6 +16,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from compress.exporters.folding import fold_batch_norm
+from compress.exporters.half import in_half_precision
 from compress.exporters.integer_weights import store_integer_weights
 from compress.exporters.legalise import legalise
 from compress.exporters.targets import Precision
@@ -36,18 +37,6 @@ OLDEST_EXPORTED_OPSET = 18
 """What the exporter writes without converting; older operator sets are reached from there."""
 
 
-class _HalfInside(nn.Module):
-    """Computes in fp16 behind an interface of fp32. `[N, C, H, W]` to `[N, K]`."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.half()
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images.half())
-        return logits.float()
-
-
 def export_onnx(
     model: nn.Module,
     path: Path,
@@ -58,23 +47,28 @@ def export_onnx(
     precision: Precision = "fp32",
     dynamic_batch: bool = True,
     integer_weights: bool = False,
+    typed: bool = False,
     metadata: Mapping[str, str],
 ) -> ExportedGraph:
     """Writes the classifier as ONNX and proves on the example images that ONNX Runtime answers as torch does.
 
     The graph takes `images` `[batch, C, H, W]`, float32 in [0, 1], and gives `logits` `[batch, K]`, float32; without
     `dynamic_batch` it takes images one by one. `fp16` converts a float model. `int8` takes a model that
-    `insert_fake_quantization` made; `integer_weights` stores its weights as integers, for ONNX Runtime. int8 graphs are
-    compared without graph optimisation, so that ONNX Runtime rounds where the graph says.
+    `insert_fake_quantization` made; `integer_weights` stores its weights as integers, for ONNX Runtime; `typed` writes
+    fp16 into it for what is not int8. int8 graphs are compared without graph optimisation, so that ONNX Runtime rounds
+    where the graph says.
 
     Raises:
         InputError: the model cannot be exported, or an operator does not exist in the operator set.
         CompressError: the file is not valid ONNX, or answers differently.
     """
     model, example = copy.deepcopy(model).cpu().eval(), example.cpu()
-    network = _HalfInside(fold_batch_norm(model)).eval() if precision == "fp16" else model
+    # Rounded to fp16 are the weights that run, not those that batch norm has yet to scale.
+    network = fold_batch_norm(model).eval() if precision == "fp16" else model
     graph = legalise(_export(network, example, max(opset, OLDEST_EXPORTED_OPSET), dynamic_batch), opset, ir_version)
-    if integer_weights:
+    if typed or precision == "fp16":
+        graph = in_half_precision(graph)
+    if integer_weights:  # by the scales that the file will have
         graph = store_integer_weights(graph)
     onnx.helper.set_model_props(graph, dict(sorted(metadata.items())))
     partial = path.with_name(f"{path.name}.partial")
@@ -89,6 +83,7 @@ def export_onnx(
     return ExportedGraph(
         file_name=path.name,
         precision=precision,
+        typed=typed,
         opset=written.opset_import[0].version,
         ir_version=written.ir_version,
         size_bytes=len(content),

@@ -1,6 +1,7 @@
 """Targets: what a device takes, as data in `configs/targets/*.yaml`."""
 
 import difflib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +15,14 @@ from compress.pipeline.records import Record
 
 Precision = Literal["fp32", "fp16", "int8"]
 
+FIRST_TYPED_ONLY = 11
+"""The first TensorRT without precision flags: what is to run in fp16 must be so in the graph."""
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """`8.6.2` as (8, 6, 2)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
 
 class Gates(Record):
     """Limits that the verdict is judged on; None does not judge."""
@@ -26,6 +35,14 @@ class Gates(Record):
     """Largest mean Kullback-Leibler divergence from the teacher, in nats."""
     max_size_mb: float | None = Field(default=None, gt=0)
     """Largest file, in 10^6 bytes."""
+
+
+class Typed(Record):
+    """A second int8 file that says itself what is fp16, for TensorRT that takes the types of a graph as they stand."""
+
+    opset: int = Field(ge=19)
+    """Q/DQ pairs of fp16 came with operator set 19."""
+    ir_version: int
 
 
 class Target(Record):
@@ -51,8 +68,10 @@ class Target(Record):
     """Whether TensorRT may run in fp16 what the ONNX file leaves in fp32 (`--fp16`); the file itself stays fp32."""
     int8: Literal["s8s8", "u8s8"] | None = None
     """Activations and weights: signed symmetric for TensorRT and Arm, unsigned asymmetric activations for x86."""
+    typed: Typed | None = None
+    """The typed int8 file beside the others, which TensorRT 11 needs."""
     opset: int
-    """ONNX operator set of the files: the newest that every listed version reads."""
+    """ONNX operator set of the other files: the newest that every listed version reads."""
     ir_version: int
     """ONNX file format version."""
     max_batch: int = Field(default=1, ge=1)
@@ -72,6 +91,9 @@ class Target(Record):
             raise ValueError("`int8` says how the int8 file is quantized, so the two go together")
         if (self.runtime == "tensorrt") != bool(self.tensorrt):
             raise ValueError("`tensorrt` lists the versions of a TensorRT target, and of no other")
+        takes_typed_only = [version for version in self.tensorrt if version_numbers(version)[0] >= FIRST_TYPED_ONLY]
+        if bool(takes_typed_only) != (self.typed is not None) or (self.typed and self.int8 != "s8s8"):
+            raise ValueError("`typed` is the int8 file for TensorRT 11, so each asks for the other")
         return self
 
     @property

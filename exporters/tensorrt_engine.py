@@ -1,7 +1,8 @@
 """ONNX to TensorRT engine, on the machine that will run it; elsewhere, the command that builds it there.
 
 An engine is bound to TensorRT version, GPU and platform, so it cannot be built on a PC for a Jetson.
-Source: TensorRT developer guide, "Building an Engine"; the calls below exist unchanged from 8.5 to 10.
+TensorRT up to 10 gets the int8 graph of fp32 Q/DQ pairs, and flags that say what it may compute in; from 11 on the typed
+graph, and none. Source: TensorRT developer guide, "Building an Engine"; the calls below exist unchanged from 8.5 to 11.
 """
 
 import importlib
@@ -17,7 +18,7 @@ import torch
 
 from compress.exporters.bundle import sha256_of, write_file
 from compress.exporters.onnx_graph import INPUT_NAME
-from compress.exporters.targets import Precision, Target
+from compress.exporters.targets import FIRST_TYPED_ONLY, Precision, Target, version_numbers
 from compress.pipeline.errors import CompressError
 from compress.pipeline.records import EngineRecord
 
@@ -25,7 +26,6 @@ _DEVICE_TREE = Path("/proc/device-tree/compatible")
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
 _OLDEST_WITH_NAMED_TENSORS = (8, 5)
 _FIRST_WITHOUT_EXPLICIT_BATCH = 10
-_FIRST_TYPED_ONLY = 11
 _TYPES = {"int8": r"\bInt8\b", "fp16": r"\b(Half|FP16)\b", "fp32": r"\b(Float|FP32)\b"}
 
 
@@ -37,11 +37,6 @@ class Graph(NamedTuple):
     quantized: bool
     half: bool
     """Whether fp16 is written into the graph, as a strongly typed build demands."""
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """`8.6.2` as (8, 6, 2)."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def read_graph(onnx: Path) -> Graph:
@@ -73,6 +68,16 @@ def shape_flags(shape: Sequence[int], max_batch: int) -> list[str]:
     ]
 
 
+def load_flags(shape: Sequence[int]) -> list[str]:
+    """What trtexec has to know to run an engine on one image."""
+    return [] if shape[0] > 0 else [f"--shapes={INPUT_NAME}:{'x'.join(map(str, (1, *shape[1:])))}"]
+
+
+def takes_typed_only(version: str) -> bool:
+    """Whether that TensorRT has no precision flags."""
+    return version_numbers(version)[0] >= FIRST_TYPED_ONLY
+
+
 def precision_flags(target: Target, precision: Precision) -> list[str]:
     """What lets TensorRT up to 10 compute in the types of the graph and, where the target likes it, in fp16."""
     return (["--int8"] if precision == "int8" else []) + (["--fp16"] if target.engine_fp16 else [])
@@ -95,18 +100,20 @@ def trtexec_line(
     """The trtexec call that builds the engine on the device, as a list of words.
 
     The input `shape` is `[N, C, H, W]` with -1 for an open batch. Without a precision it is the target's most compact
-    one, without a version the newest that the target lists. For TensorRT 8.0 to 10.
+    one, without a version the newest with precision flags that the target lists. From TensorRT 11 on, the file must be
+    the typed one.
 
     Source: NVIDIA/TensorRT, samples/common/sampleOptions.cpp: `--workspace` gave way to `--memPoolSize` in 8.4 and
     `--buildOnly` to `--skipInference` in 8.6.
     """
-    version = version or target.tensorrt[-1]
+    version = version or newest_with_flags(target)
     numbers = version_numbers(version)
+    flags = [] if takes_typed_only(version) else precision_flags(target, precision or target.shipped)
     return [
         target.trtexec,
         f"--onnx={onnx_name}",
         f"--saveEngine={plan_name}",
-        *precision_flags(target, precision or target.shipped),
+        *flags,
         f"--{'memPoolSize=workspace:' if numbers >= (8, 4) else 'workspace='}{target.workspace_mib}",
         f"--timingCacheFile={timing_cache_name(plan_name, version)}",
         *shape_flags(shape, target.max_batch),
@@ -114,10 +121,15 @@ def trtexec_line(
     ]
 
 
-def build_engine(onnx: Path, plan: Path, target: Target) -> EngineRecord:
+def newest_with_flags(target: Target) -> str:
+    """Of the versions that the target lists, the newest that is told by flags what it may compute in."""
+    return next(version for version in reversed(target.tensorrt) if not takes_typed_only(version))
+
+
+def build_engine(onnx: Path, plan: Path, target: Target, typed: Path | None = None) -> EngineRecord:
     """Builds the engine if this machine is the target's and can also run it; else says how the device builds it.
 
-    Writes the plan, `<plan>.json` with its provenance and the precisions that its layers really run in, and the timing
+    From TensorRT 11 on it is built from the `typed` graph. Writes the plan, `<plan>.json` with its provenance and the precisions that its layers really run in, and the timing
     cache.
 
     Raises:
@@ -128,15 +140,18 @@ def build_engine(onnx: Path, plan: Path, target: Target) -> EngineRecord:
     if target.runtime != "tensorrt":
         return _no_engine("No engine is needed: ONNX Runtime runs the ONNX file itself.")
     graph = read_graph(onnx)
+    recipe = _no_engine(_recipe(onnx, plan, target, graph))
     # Without CUDA in torch, what is built here could not be validated here.
     trt = find_tensorrt() if _is_here(target) and torch.cuda.is_available() else None
     if trt is None or version_numbers(trt.__version__) < _OLDEST_WITH_NAMED_TENSORS:
-        return _no_engine(_recipe(onnx, plan, target, graph))
+        return recipe
+    if typed is not None and takes_typed_only(trt.__version__):
+        onnx, graph = typed, read_graph(typed)
     logger = _logger(trt)
     try:
         builder = trt.Builder(logger)
     except TypeError:  # the native factory returns null where there is no GPU or no driver
-        return _no_engine(_recipe(onnx, plan, target, graph))
+        return recipe
     refusal = _refusal(trt, builder, onnx, target, graph)
     return _no_engine(refusal) if refusal else _build(trt, logger, builder, onnx, plan, target, graph)
 
@@ -225,7 +240,7 @@ def _configure(trt: Any, builder: Any, network: Any, target: Target, graph: Grap
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mib << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if version_numbers(trt.__version__)[0] < _FIRST_TYPED_ONLY:
+    if not takes_typed_only(trt.__version__):
         if target.engine_fp16:
             config.set_flag(trt.BuilderFlag.FP16)
         if graph.quantized:
@@ -240,10 +255,10 @@ def _configure(trt: Any, builder: Any, network: Any, target: Target, graph: Grap
 def _refusal(trt: Any, builder: Any, onnx: Path, target: Target, graph: Graph) -> str | None:
     """Why this TensorRT or this GPU must not build the graph, though it might try."""
     # A typed build takes fp16 from the graph only; an untyped graph would quietly become a slow fp32 engine.
-    if version_numbers(trt.__version__)[0] >= _FIRST_TYPED_ONLY and target.engine_fp16 and not graph.half:
+    if takes_typed_only(trt.__version__) and target.engine_fp16 and not graph.half:
         return (
             f"No engine was built: TensorRT {trt.__version__} runs typed graphs only and {onnx.name} leaves the choice "
-            "of fp16 to the builder. Use TensorRT 8.5 to 10."
+            f"of fp16 to the builder. Use TensorRT {' or '.join(target.tensorrt)}."
         )
     if graph.quantized and not getattr(builder, "platform_has_fast_int8", True):
         return f"No engine was built: the GPU of this machine has no int8 arithmetic, which {onnx.name} needs."

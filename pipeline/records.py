@@ -183,6 +183,8 @@ class ExportedGraph(Record):
 
     file_name: str
     precision: Literal["fp32", "fp16", "int8"]
+    typed: bool = False
+    """Whether the graph itself says what is computed in fp16, beside int8, instead of leaving that to the builder."""
     opset: int
     ir_version: int
     size_bytes: int

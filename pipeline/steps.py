@@ -8,7 +8,7 @@ import torch
 from compress.exporters.deploy import PLAN_NAME, write_deploy
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.runners import EngineRunner, OnnxRunner, Runner, TorchRunner, median_latency_ms
-from compress.exporters.targets import Precision
+from compress.exporters.targets import Precision, Typed
 from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
 from compress.pipeline.device import derived_seed
 from compress.pipeline.distillation.checkpoint import RESUME_FILES
@@ -16,7 +16,7 @@ from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT
 from compress.pipeline.distillation.stage import distill as distill_student
 from compress.pipeline.distillation.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from compress.pipeline.distillation.tensorboard import Curves
-from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict
+from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict, weakest
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.parallel.follow import Work, hand_out, identity_of
 from compress.pipeline.quantize import quantize as quantize_student
@@ -230,23 +230,32 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
         "student_sha256": student_sha256,
     }
 
-    def graph(precision: Precision, folder: Path) -> ExportedGraph:
+    def graph(precision: Precision, folder: Path, typed: Typed | None = None) -> ExportedGraph:
         images = space.probes.images[: PARITY_IMAGES if dynamic_batch else 1]
+        kind = "" if precision == "fp32" else f".{precision}"
+        formats = typed or target
         return export_onnx(
             space.quantized_student(student) if precision == "int8" else space.student(student),
-            folder / ("student.onnx" if precision == "fp32" else f"student.{precision}.onnx"),
+            folder / f"student{kind}{'.typed' if typed else ''}.onnx",
             example=as_float(torch.from_numpy(images)),
-            opset=target.opset,
-            ir_version=target.ir_version,
+            opset=formats.opset,
+            ir_version=formats.ir_version,
             precision=precision,
             dynamic_batch=dynamic_batch,
-            integer_weights=precision == "int8" and target.runtime == "onnxruntime",
+            # What reads typed graphs reads integers, too: a quarter of the bytes.
+            integer_weights=precision == "int8" and (target.runtime == "onnxruntime" or typed is not None),
+            typed=typed is not None,
             metadata=metadata,
         )
 
     def produce(folder: Path) -> ExportRecord:
         graphs = tuple(graph(precision, folder) for precision in target.precisions)
-        engine = build_engine(folder / graphs[-1].file_name, folder / PLAN_NAME, target)
+        shipped = folder / graphs[-1].file_name
+        typed = None
+        if target.typed is not None:
+            graphs += (graph("int8", folder, target.typed),)
+            typed = folder / graphs[-1].file_name
+        engine = build_engine(shipped, folder / PLAN_NAME, target, typed)
         write_deploy(folder, target.model_copy(update={"gates": space.settings.gates}), graphs, teacher_input)
         return ExportRecord(target=target.name, graphs=graphs, engine=engine)
 
@@ -297,6 +306,9 @@ def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -
 
     def produce(_: Path) -> ValidateRecord:
         rows = ledger()
+        # Which int8 file the device builds its engine from, its TensorRT decides, unless that is known already.
+        eligible = 2 if space.target.typed is not None and not exported.engine.built else 1
+        shipped = weakest(rows[-eligible:]).artifact
         adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, space.teacher.record.num_classes)
         kinds, counts = np.unique(probes.kind, return_counts=True)
         return ValidateRecord(
@@ -304,8 +316,8 @@ def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -
             probe_kinds=dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
             adequacy=adequacy,
             ledger=tuple(rows),
-            shipped=rows[-1].artifact,
-            verdict=overall_verdict(rows, rows[-1].artifact, adequacy),
+            shipped=shipped,
+            verdict=overall_verdict(rows, shipped, adequacy),
             cpu=cpu_name(),
         )
 

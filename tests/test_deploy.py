@@ -14,18 +14,28 @@ import pytest
 
 from compress.exporters.bundle import sha256_of, verify_manifest, write_manifest
 from compress.exporters.deploy import write_deploy
+from compress.exporters.half import in_half_precision
 from compress.exporters.targets import Gates, Target, load_target
 from compress.exporters.tensorrt_engine import trtexec_line
 from compress.pipeline.records import ExportedGraph, InputSpec
 from tests.graphs import quantized_model
 
+SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 INPUT = InputSpec(channels=1, height=4, width=4, mean=(0.0,), std=(1.0,))
 
-# Answers like trtexec: the banner on --help, an engine on --saveEngine, the logits of the test's file on --exportOutput.
+# Answers like trtexec: the banner on --help, an engine on --saveEngine, times on --loadEngine, the logits of the test's
+# file on --exportOutput.
 FAKE_TRTEXEC = """#!/usr/bin/env bash
 if [[ $1 == --help ]]; then
     echo "&&&& RUNNING TensorRT.trtexec [TensorRT $FAKE_BANNER] # trtexec --help"
     echo "=== Model Options ==="
+    exit 0
+fi
+if [[ $1 == --loadEngine=*.partial ]]; then
+    printf '%s\\n' "$@" >"$FAKE_LOG.timing"
+    echo "[11/24/2026-10:00:00] [I] H2D Latency: min = 0.1 ms, max = 0.2 ms, mean = 0.15 ms, median = 0.14 ms"
+    [[ -z ${FAKE_TIMES-yes} ]] || echo "[11/24/2026-10:00:00] [I] Latency: min = 0.3 ms, max = 0.9 ms, mean = 0.43 ms, median = 0.42 ms, percentile(99%) = 0.8 ms"
+    echo "[11/24/2026-10:00:00] [I] GPU Compute Time: min = 0.2 ms, max = 0.5 ms, mean = 0.3 ms, median = 0.28 ms"
     exit 0
 fi
 printf '%s\\n' "$@" >>"$FAKE_LOG"
@@ -71,7 +81,14 @@ class Device:
             sha256=sha256_of(self.onnx),
             max_abs_difference=0.0,
         )
-        write_deploy(self.folder, target, [graph], INPUT)
+        graphs = [graph]
+        if target.typed is not None:
+            self.typed = self.folder / "student.int8.typed.onnx"
+            onnx.save(in_half_precision(quantized_model(opset=19, ir_version=9)), self.typed)
+            sha256, size = sha256_of(self.typed), self.typed.stat().st_size
+            renamed = {"file_name": self.typed.name, "sha256": sha256, "size_bytes": size, "typed": True}
+            graphs.append(graph.model_copy(update=renamed))
+        write_deploy(self.folder, target, graphs, INPUT)
         programs = root / "bin"
         programs.mkdir()
         (programs / "trtexec").write_text(FAKE_TRTEXEC, encoding="utf-8")
@@ -136,18 +153,78 @@ def test_the_script_asks_trtexec_for_what_the_line_promises(
     assert device.asked() == [word.replace("student.plan", "student.plan.partial") for word in expected]
 
 
+def test_the_script_takes_the_typed_file_where_tensorrt_takes_nothing_else(tmp_path: Path) -> None:
+    device = Device(tmp_path, elsewhere("jetson-orin-jp7"))
+    done = device.build(FAKE_BANNER="v11.4.1.5")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, *expected = trtexec_line(
+        load_target("jetson-orin-jp7"), device.typed.name, "student.plan", (-1, 1, 4, 4), version="11.4.1"
+    )
+    assert device.asked() == [word.replace("student.plan", "student.plan.partial") for word in expected]
+    receipt = json.loads((device.folder / "engine.receipt.json").read_text(encoding="utf-8"))
+    assert (receipt["onnx"], receipt["onnx_sha256"]) == (device.typed.name, sha256_of(device.typed))
+    device.save_probes(dark_and_bright(4), names_class_0(4))
+    assert "agreement with student.int8.typed.onnx: " in device.replay().stdout
+
+
+def test_the_engine_of_another_version_is_kept(orin: Device) -> None:
+    assert orin.build(FAKE_BANNER="v8602").returncode == 0
+    older = (orin.folder / "engine.receipt.json").read_bytes()
+    (orin.folder / "student.plan").write_bytes(b"older")
+    done = orin.build(FAKE_BANNER="v100300")
+    assert "The engine of TensorRT 8.6.2 is kept as student.trt8.6.2.plan." in done.stdout
+    assert (orin.folder / "student.trt8.6.2.plan").read_bytes() == b"older"
+    assert (orin.folder / "engine.trt8.6.2.receipt.json").read_bytes() == older
+    again = orin.build(FAKE_BANNER="v100300")
+    assert "kept" not in again.stdout and (orin.folder / "student.trt8.6.2.plan").read_bytes() == b"older"
+
+
+def test_an_engine_of_unknown_origin_is_kept(orin: Device) -> None:
+    (orin.folder / "student.plan").write_bytes(b"somebody's")
+    assert orin.build().returncode == 0
+    assert (orin.folder / "student.trtunknown.plan").read_bytes() == b"somebody's"
+
+
+def test_an_engine_that_compress_built_is_known_by_its_description(orin: Device) -> None:
+    (orin.folder / "student.plan").write_bytes(b"built by compress")
+    (orin.folder / "student.plan.json").write_text(json.dumps({"tensorrt": "8.6.2"}, indent=2), encoding="utf-8")
+    assert orin.build(FAKE_BANNER="v100300").returncode == 0
+    assert (orin.folder / "student.trt8.6.2.plan").read_bytes() == b"built by compress"
+
+
+def test_an_engine_whose_time_is_not_told_has_a_receipt_all_the_same(orin: Device) -> None:
+    done = orin.build(FAKE_TIMES="")
+    assert done.returncode == 0
+    assert "did not say how long the engine takes" in done.stderr
+    assert json.loads((orin.folder / "engine.receipt.json").read_text(encoding="utf-8"))["latency_ms"] is None
+
+
+@pytest.mark.parametrize("name", ["jetson", "jetson-nano-jp4", "jetson-orin-jp7", "nvidia-gpu"])
+def test_the_script_passes_shellcheck_as_posix_shell(tmp_path: Path, name: str) -> None:
+    script = Device(tmp_path, load_target(name)).folder / "deploy" / "build_engine.sh"
+    assert script.read_text(encoding="utf-8").startswith("#!/bin/sh\n")
+    checked = subprocess.run([SHELLCHECK, "--severity=style", script], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
 def test_a_built_engine_has_a_receipt_and_leaves_nothing_half_done(orin: Device) -> None:
     done = orin.build(FAKE_BANNER="v8602")
     assert "Built student.plan with TensorRT 8.6.2." in done.stdout
     receipt = json.loads((orin.folder / "engine.receipt.json").read_text(encoding="utf-8"))
-    assert receipt.pop("device")
+    assert receipt.pop("device") and receipt.pop("build_seconds") >= 0
     assert receipt == {
+        "l4t": "",
         "tensorrt": "8.6.2",
         "onnx": "student.int8.onnx",
         "onnx_sha256": sha256_of(orin.onnx),
         "plan": "student.plan",
         "plan_sha256": sha256_of(orin.folder / "student.plan"),
+        "latency_ms": 0.42,
     }
+    assert (orin.log.parent / "log.timing").read_text(encoding="utf-8").splitlines() == [
+        "--loadEngine=student.plan.partial",
+        "--shapes=images:1x1x4x4",
+    ]
     assert not list(orin.folder.rglob("*.partial"))
 
 

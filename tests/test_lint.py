@@ -11,6 +11,8 @@ import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from compress.exporters.calibration import observe
+from compress.exporters.half import in_half_precision
+from compress.exporters.integer_weights import store_integer_weights
 from compress.exporters.lint import SUPPORTED, Finding, lint
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.qdq import insert_fake_quantization
@@ -95,6 +97,10 @@ def infinite_scale(model: ModelProto) -> None:
 
 def half_scale(model: ModelProto) -> None:
     set_constant(model, "first.scale", 0.01, np.float16)
+
+
+def double_scale(model: ModelProto) -> None:
+    set_constant(model, "first.scale", 0.01, np.float64)
 
 
 def computed_scale(model: ModelProto) -> None:
@@ -190,7 +196,8 @@ FIRST = [("first.quantize", "first.dequantize"), ("first.weight.quantize", "firs
         (too_few_zero_points, "R2", FIRST[1], "1 zero points for 2 scales"),
         (dead_scale, "R3", FIRST[1], "zero, negative or not finite"),
         (infinite_scale, "R3", FIRST[0], "zero, negative or not finite"),
-        (half_scale, "R3", FIRST[0], "float16, not float32"),
+        (double_scale, "R3", FIRST[0], "float64, not float32"),
+        (half_scale, "R11", [""], "jetson takes no typed graphs"),
         (computed_scale, "R3", FIRST[0], "not constant"),
         (activation_per_channel, "R4", ["first.dequantize"], "An activation has a scale a channel"),
         (weight_on_wrong_axis, "R4", ["second.weight.dequantize"], "scales on axis 1"),
@@ -257,6 +264,42 @@ def test_a_board_without_int8_has_no_quantization_operators(tmp_path: Path) -> N
     assert {finding.rule for finding in found} == {"R1"}
     assert len(found) == 10
     assert "jetson-nano-jp4 has no operator QuantizeLinear" in found[0].message
+
+
+def typed(model: ModelProto, opset: int = 19, ir_version: int = 9) -> ModelProto:
+    """The block in fp16, which the graph itself says."""
+    half = in_half_precision(model)
+    half.opset_import[0].version, half.ir_version = opset, ir_version
+    onnx.checker.check_model(half)
+    return half
+
+
+@pytest.mark.parametrize("store", [lambda model: model, store_integer_weights])
+def test_a_typed_graph_is_clean_where_typed_graphs_are_taken(
+    tmp_path: Path, store: Callable[[ModelProto], ModelProto]
+) -> None:
+    assert findings(store(typed(quantized_model())), tmp_path, "jetson-orin-jp7") == []
+    assert findings(quantized_model(), tmp_path, "jetson-orin-jp7") == []
+
+
+def test_a_typed_graph_has_limits_of_its_own(tmp_path: Path) -> None:
+    newer = typed(quantized_model(), opset=20, ir_version=10)
+    cures = {finding.cure for finding in findings(newer, tmp_path, "nvidia-gpu")}
+    assert cures == {"Export for opset 19 and IR version 9."}
+    assert {finding.rule for finding in findings(newer, tmp_path, "nvidia-gpu")} == {"R10"}
+
+
+def test_pairs_of_fp16_need_operator_set_19(tmp_path: Path) -> None:
+    older = in_half_precision(quantized_model())
+    (found,) = findings(older, tmp_path, "nvidia-gpu")
+    assert (found.rule, found.cure) == ("R11", "Export for opset 19 or later.")
+    assert "fp16, which the operator set 17 does not have" in found.message
+
+
+def test_an_integer_bias_is_refused_in_a_typed_graph_too(tmp_path: Path) -> None:
+    model = typed(quantized_model())
+    integer_bias(model)
+    assert rules(findings(model, tmp_path, "nvidia-gpu")) == [("R6", "first.conv")]
 
 
 def test_onnx_runtime_takes_what_tensorrt_does_not(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from compress.exporters import targets
-from compress.exporters.targets import Gates, Target, load_target, target_names
+from compress.exporters.targets import Gates, Target, Typed, load_target, target_names
 from compress.pipeline.errors import UsageError
 
 TENSORRT_TARGETS = [name for name in target_names() if load_target(name).runtime == "tensorrt"]
@@ -20,6 +20,8 @@ def test_the_promised_targets_ship() -> None:
         "jetson-nano-jp4",
         "jetson-orin-jp5",
         "jetson-orin-jp6",
+        "jetson-orin-jp7",
+        "jetson-thor-jp7",
         "jetson-tx2-jp4",
         "jetson-xavier-jp5",
         "nvidia-gpu",
@@ -44,6 +46,14 @@ def test_a_graph_for_tensorrt_is_readable_by_its_oldest_version(name: str) -> No
     assert target.engine_fp16
 
 
+@pytest.mark.parametrize("name", TENSORRT_TARGETS)
+def test_a_target_whose_tensorrt_may_be_11_gets_a_typed_file(name: str) -> None:
+    # Q/DQ pairs of fp16 came with operator set 19, which IR version 9 belongs to.
+    target = load_target(name)
+    newest = int(target.tensorrt[-1].split(".")[0])
+    assert target.typed == (Typed(opset=19, ir_version=9) if newest >= 11 else None)
+
+
 @pytest.mark.parametrize("name", ["jetson-nano-jp4", "jetson-tx2-jp4"])
 def test_boards_without_int8_ship_fp32_and_say_why(name: str) -> None:
     target = load_target(name)
@@ -66,8 +76,8 @@ def test_an_alias_differs_in_name_and_title_only() -> None:
 
 
 def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match="There is no target 'jetson-orin-jp7'") as caught:
-        load_target("jetson-orin-jp7")
+    with pytest.raises(UsageError, match="There is no target 'jetson-orin-jp8'") as caught:
+        load_target("jetson-orin-jp8")
     assert "Did you mean 'jetson-orin-jp" in caught.value.hint
 
 
@@ -91,6 +101,9 @@ def test_unknown_keys_in_a_target_file_are_refused(tmp_path: Path, monkeypatch: 
         ({"int8": "s8s8"}, "`int8` says how"),
         ({"tensorrt": ("10",)}, "`tensorrt` lists the versions"),
         ({"runtime": "tensorrt"}, "`tensorrt` lists the versions"),
+        ({"typed": {"opset": 19, "ir_version": 9}}, "`typed` is the int8 file for TensorRT 11"),
+        ({"runtime": "tensorrt", "tensorrt": ("11",)}, "`typed` is the int8 file for TensorRT 11"),
+        ({"typed": {"opset": 18, "ir_version": 9}}, "typed.opset"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, object], complaint: str) -> None:

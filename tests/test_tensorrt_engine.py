@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from compress.exporters import tensorrt_engine
+from compress.exporters.half import in_half_precision
 from compress.exporters.targets import Target, load_target
 from compress.exporters.tensorrt_engine import Graph, build_engine, layer_precisions, read_graph, trtexec_line
 from compress.pipeline.errors import CompressError
@@ -175,6 +176,27 @@ def test_timings_of_an_earlier_build_are_used_unless_they_are_broken(
     assert cache.read_bytes() == tried[-1][0] + b"timed;"
 
 
+def test_tensorrt_11_gets_the_typed_graph_and_no_flag(
+    int8_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = tmp_path / "student.int8.typed.onnx"
+    onnx.save(in_half_precision(quantized_model(opset=19, ir_version=9)), typed)
+    for version, taken, flags in (("11.4.0", typed, []), ("10.16.1", int8_onnx, [("fp16",), ("int8",)])):
+        fake = FakeTensorRT(version)
+        install(monkeypatch, fake)
+        record = build_engine(int8_onnx, tmp_path / "student.plan", GPU, typed)
+        assert record.built and record.details["onnx"] == taken.name
+        assert fake.calls("parse_from_file") == [(str(taken),)]
+        assert fake.calls("create_network") == [(0,)]
+        assert fake.calls("set_flag") == flags
+
+
+def test_the_line_for_tensorrt_11_has_no_precision_flag() -> None:
+    line = words("nvidia-gpu", "11.4.0")
+    assert "--int8" not in line and "--fp16" not in line and "--skipInference" in line
+    assert words("nvidia-gpu") == words("nvidia-gpu", "10")  # the usual file is for those with flags
+
+
 def test_a_float_graph_with_a_closed_batch_gets_fp16_and_no_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +215,7 @@ def test_tensorrt_11_refuses_a_graph_that_leaves_fp16_to_the_builder(
     record = build_engine(int8_onnx, tmp_path / "student.plan", GPU)
     assert not record.built
     assert "TensorRT 11.1.0 runs typed graphs only" in record.message
-    assert "Use TensorRT 8.5 to 10." in record.message
+    assert "Use TensorRT 10 or 11." in record.message
 
 
 def test_tensorrt_11_builds_a_typed_graph_without_any_precision_flag(

@@ -90,12 +90,22 @@ def agreement(logits: np.ndarray, others: np.ndarray) -> float:
     return float(np.mean(same & np.isfinite(logits).all(axis=1)))
 
 
+def built_from(usual: str, typed: str) -> str:
+    """Name of the ONNX file that the engine was built from, as its receipt says: one of these two."""
+    try:
+        named = json.loads((FOLDER / "engine.receipt.json").read_text())["onnx"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return usual
+    return typed if named == typed else usual
+
+
 def replay(use_onnx: bool) -> int:
     settings = json.loads((FOLDER / "deploy" / "replay.json").read_text())
     with np.load(str(FOLDER / "probes.npz"), allow_pickle=False) as arrays:
         images = arrays["images"].astype(np.float32) / np.float32(255)
         teacher = arrays["teacher_logits"]
-    onnx, batch, plan = FOLDER / settings["onnx"], settings["batch"], settings["plan"]
+    batch, plan = settings["batch"], settings["plan"]
+    onnx = FOLDER / built_from(settings["onnx"], settings["typed_onnx"])
     if use_onnx or plan is None:
         name, logits = onnx.name, onnx_logits(onnx, images, batch, exact=plan is not None)
     else:
