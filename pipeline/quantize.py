@@ -6,9 +6,12 @@ the teacher does. Images that neither saw decide which of the two is kept.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from compress.exporters.calibration import observe
@@ -26,19 +29,21 @@ from compress.pipeline.metrics import kl_divergence, top_k_agreement
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.records import QuantizeRecord
+from compress.pipeline.sensitivity import layer_costs
 from compress.pipeline.settings import QuantizeSettings
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.losses import distillation
 
 MOMENTUM = 0.9
 MAX_HELD_OUT = 1024
+COST_IMAGES = 128
+"""Held-out images that tell what a layer costs: the rounding of each is seen in all of their logits."""
+
+Logits = NDArray[np.float32]
 
 TeacherLogits = Callable[[Tensor], Tensor]
 OnProgress = Callable[[int, int, str], None]
 """Called with the steps done, all steps, and figures worth watching."""
-
-Score = tuple[float, float]
-"""Agreement with the teacher, and minus the mean KL divergence, which decides between equals."""
 
 
 def quantize(
@@ -50,11 +55,13 @@ def quantize(
     *,
     seed: int,
     runtime: Runtime | None = None,
+    min_agreement: float | None = None,
     on_progress: OnProgress = lambda done, total, figures: None,
 ) -> tuple[fx.GraphModule, QuantizeRecord]:
     """The fake-quantized student, calibrated and trained on a pool of images, uint8 `[N, C, H, W]`.
 
-    Works on the device of the student and leaves the student as it is. The same seed gives the same result.
+    Works on the device of the student and leaves the student as it is. The same seed gives the same result. `min_agreement`
+    is the gate of the target, which spares it the layers that would be left in floating point.
 
     Raises:
         CompressError: the pool has fewer than four images.
@@ -66,22 +73,63 @@ def quantize(
     generator = torch.Generator().manual_seed(seed)
     shuffled = images[torch.randperm(len(images), generator=generator)]
     held_out, seen = shuffled.tensor_split([min(len(images) // 4, MAX_HELD_OUT)])
+    jury = _Jury.of(teacher_logits, held_out, settings.batch_size, _device_of(student))
+    in_float = jury.score(student)
     module = calibrate(student, seen, settings, scheme, runtime)
-    calibrated = {name: value.clone() for name, value in module.state_dict().items()}
-    before = _score(module, teacher_logits, held_out, settings.batch_size)
+    calibrated = jury.score(module)
+    costs = layer_costs(module, [_to_float(batch, _device_of(student)) for batch in held_out[:COST_IMAGES].split(64)])
+    wanted = min(in_float.agreement - settings.max_loss, 1.0 if min_agreement is None else min_agreement)
+    left_float: tuple[str, ...] = ()
+    while calibrated.agreement < wanted and len(left_float) < min(settings.max_left_float, len(costs)):
+        left_float += (costs[len(left_float)].layer,)
+        fewer = settings.model_copy(update={"exclude": (*settings.exclude, *left_float)})
+        module = calibrate(student, seen, fewer, scheme, runtime)
+        calibrated = jury.score(module)
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
     train(module, teacher_logits, seen, settings, generator, on_progress)
-    after = _score(module, teacher_logits, held_out, settings.batch_size)
-    improved = after > before
+    trained = jury.score(module)
+    improved = trained.mean_kl < calibrated.mean_kl
     if not improved:
-        module.load_state_dict(calibrated)
+        module.load_state_dict(weights)
     return module, QuantizeRecord(
         scheme=scheme,
         quantized_layers=quantized_layers(module),
         float_layers=float_layers(module),
+        left_float=left_float,
+        layer_costs=costs,
         tail_steps=settings.tail_steps if improved else 0,
-        agreement_calibrated=before[0],
-        agreement=max(before, after)[0],
+        agreement_float=in_float.agreement,
+        agreement_calibrated=calibrated.agreement,
+        agreement=(trained if improved else calibrated).agreement,
     )
+
+
+class _Score(NamedTuple):
+    agreement: float
+    """With the teacher."""
+    mean_kl: float
+    """From the teacher, in nats; it says more than agreement where few images decide."""
+
+
+@dataclass(frozen=True)
+class _Jury:
+    """Held-out images, and what the teacher says of them."""
+
+    batches: tuple[Tensor, ...]
+    teacher: Logits
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, teacher_logits: TeacherLogits, images: Tensor, batch_size: int, device: torch.device) -> "_Jury":
+        batches = tuple(_to_float(batch, device) for batch in images.split(batch_size))
+        return cls(batches, np.concatenate([teacher_logits(batch).float().cpu().numpy() for batch in batches]))
+
+    @torch.no_grad()
+    def score(self, network: nn.Module) -> _Score:
+        network.eval()
+        logits = np.concatenate([network(batch).float().cpu().numpy() for batch in self.batches])
+        agreement = top_k_agreement(self.teacher, logits).mean()
+        return _Score(float(agreement), float(kl_divergence(self.teacher, logits).mean()))
 
 
 def check_exclusions(plan: StudentPlan, settings: QuantizeSettings, target: Target) -> None:
@@ -134,16 +182,6 @@ def train(
         schedule.step()
         refresh_weight_scales(module)
         on_progress(step, settings.tail_steps, f"loss {loss.item():.4f}")
-
-
-@torch.no_grad()
-def _score(module: fx.GraphModule, teacher_logits: TeacherLogits, images: Tensor, batch_size: int) -> Score:
-    batches = [_to_float(batch, _device_of(module)) for batch in torch.split(images, batch_size)]
-    teacher, student = (
-        np.concatenate([logits(batch).float().cpu().numpy() for batch in batches])
-        for logits in (teacher_logits, module)
-    )
-    return float(top_k_agreement(teacher, student).mean()), -float(kl_divergence(teacher, student).mean())
 
 
 def _device_of(module: nn.Module) -> torch.device:

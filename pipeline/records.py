@@ -165,17 +165,36 @@ class DistillRecord(Record):
     """Processes that took part."""
 
 
+class LayerCost(Record):
+    """What rounding one layer alone does to the student's answers."""
+
+    layer: str
+    sqnr_db: float
+    """Of the logits, against those of the float student."""
+    agreement: float
+    """Share of images on which the student still names the same class."""
+
+
 class QuantizeRecord(Record):
-    """The fake-quantized student: `student.int8.safetensors` in the stage folder."""
+    """The fake-quantized student: `student.int8.safetensors` in the stage folder.
+
+    Agreement is that with the teacher, on pool images held out of calibration and tail.
+    """
 
     scheme: str
     quantized_layers: tuple[str, ...]
     float_layers: tuple[str, ...]
+    left_float: tuple[str, ...] = ()
+    """Of these, the layers that cost most and were left in floating point for the sake of fidelity."""
+    layer_costs: tuple[LayerCost, ...] = ()
+    """With all layers quantized that are not excluded by the settings; the costliest first."""
     tail_steps: int
+    agreement_float: float
+    """Of the float student."""
     agreement_calibrated: float
-    """Agreement with the teacher on pool images held out of calibration and tail, right after calibration."""
+    """Right after calibration."""
     agreement: float
-    """The same of what is shipped: after the quantization-aware tail, or without it where it did not better it."""
+    """Of what is shipped: after the quantization-aware tail, or without it where it did not bring the student closer."""
 
 
 class ExportedGraph(Record):

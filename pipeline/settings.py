@@ -202,12 +202,17 @@ class QuantizeSettings(Section):
     """Steps that the fake-quantized student is trained for against the teacher, on the pool."""
     batch_size: int = Field(default=64, ge=2)
     """Images a step of the tail."""
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """Where the cosine of the tail begins."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Where the cosine of the tail begins: low, for the student has learned, and is only to get used to its rounding."""
     temperature: float = Field(default=4.0, gt=0)
     """What logits are divided by before they are compared."""
     exclude: tuple[str, ...] = ()
     """Layers that stay in floating point."""
+    max_loss: float = Field(default=0.003, ge=0, le=1)
+    """Agreement with the teacher that rounding may cost, as a share of images. Beyond it, and below the target's gate, the
+    costliest layers stay in floating point, too."""
+    max_left_float: int = Field(default=3, ge=0)
+    """How many of them at most."""
 
 
 class Settings(Section):

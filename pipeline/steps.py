@@ -179,6 +179,7 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
         "teacher": space.teacher.record.identity,
         "scheme": [scheme, target.runtime],
         "settings": settings.model_dump(mode="json", include={"quantize", "seed"}),
+        "min_agreement": settings.gates.min_agreement,
     }
 
     def produce(folder: Path) -> QuantizeRecord:
@@ -191,6 +192,7 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
             scheme,
             seed=derived_seed(settings.seed, "quantize"),
             runtime=target.runtime,
+            min_agreement=settings.gates.min_agreement,
             on_progress=space.progress.advance,
         )
         write_tensors(folder / QUANTIZED_FILE, module.state_dict())
@@ -198,7 +200,8 @@ def quantize(space: Workspace, student: DistillRecord) -> QuantizeRecord | None:
 
     def summary(record: QuantizeRecord) -> str:
         tail = f"{record.tail_steps} steps of training" if record.tail_steps else "training did not better it"
-        return f"int8 {record.scheme} in {len(record.quantized_layers)} layers, calibrated; {tail}"
+        left = f", {len(record.left_float)} left in floating point" if record.left_float else ""
+        return f"int8 {record.scheme} in {len(record.quantized_layers)} layers{left}, calibrated; {tail}"
 
     return space.stage("quantize", inputs, QuantizeRecord, produce, summary)
 

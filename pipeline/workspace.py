@@ -20,7 +20,7 @@ from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
 from compress.pipeline.progress import Progress
-from compress.pipeline.records import DistillRecord, Record
+from compress.pipeline.records import DistillRecord, QuantizeRecord, Record
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import StageResult, run_stage
 from compress.pipeline.teacher import Teacher, open_teacher
@@ -101,9 +101,9 @@ class Workspace:
         scheme = self.target.int8
         if scheme is None:
             raise ValueError(f"{self.target.name} has no int8")
-        module = insert_fake_quantization(
-            self.student(record), scheme, self.settings.quantize.exclude, runtime=self.target.runtime
-        )
+        quantized: QuantizeRecord = self.results["quantize"].record
+        exclude = (*self.settings.quantize.exclude, *quantized.left_float)
+        module = insert_fake_quantization(self.student(record), scheme, exclude, runtime=self.target.runtime)
         module.load_state_dict(load_file(self.file("quantize", QUANTIZED_FILE)))
         return module.eval()
 

@@ -30,6 +30,7 @@ from compress.pipeline.records import (
     Finding,
     HistoryPoint,
     InputSpec,
+    LayerCost,
     Proportion,
     QuantizeRecord,
     SampleGrid,
@@ -192,7 +193,10 @@ def report_data(labels: tuple[str, ...] = DIGITS, **changes: Any) -> ReportData:
                 f"layer{stage}.{block}.conv{number}" for stage in (1, 2, 3, 4) for block in (0, 1) for number in (1, 2)
             ),
             float_layers=("stem.conv", "head"),
+            left_float=("head",),
+            layer_costs=(LayerCost(layer="layer1.0.conv1", sqnr_db=21.46, agreement=0.984),),
             tail_steps=100,
+            agreement_float=0.969,
             agreement_calibrated=0.951,
             agreement=0.968,
         ),

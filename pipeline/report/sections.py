@@ -10,6 +10,7 @@ from compress.pipeline.records import (
     DistillRecord,
     EmbeddingRecord,
     Finding,
+    LayerCost,
     ProbeAdequacy,
     QuantizeRecord,
     TeacherRecord,
@@ -154,10 +155,22 @@ def _quantization(record: QuantizeRecord | None) -> Section:
             ("Scheme", record.scheme),
             ("Quantized layers", named(record.quantized_layers)),
             ("Float layers", named(record.float_layers)),
+            ("Of these, left so for fidelity", named(record.left_float)),
+            ("Agreement of the float student", percent(record.agreement_float)),
             ("Agreement after calibration", percent(record.agreement_calibrated)),
             (f"Agreement after {record.tail_steps:,} steps of quantization-aware training", percent(record.agreement)),
         ),
+        lists=_lists({"What rounding one layer alone does to the answers": _costs(record.layer_costs)}),
     )
+
+
+def _costs(costs: tuple[LayerCost, ...]) -> tuple[str, ...]:
+    shown = tuple(
+        f"{cost.layer}: {cost.sqnr_db:.1f} dB of signal to noise, {percent(cost.agreement)} of the classes stay"
+        for cost in costs[:MOST_NAMES]
+    )
+    rest = len(costs) - len(shown)
+    return (*shown, f"{rest:,} more, each of less noise") if rest > 0 else shown
 
 
 def named(names: tuple[str, ...] | list[str]) -> str:
