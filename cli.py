@@ -101,6 +101,7 @@ AllowPickle = Annotated[
 EPILOG = """[bold]Other commands[/bold], each with --help
   compress inspect CHECKPOINT   what a checkpoint is, and whether it can be distilled
   compress targets              the devices and what is produced for each
+  compress validate FOLDER      judge a delivered folder again, or the engine that its device built
   compress lint FILE            check any ONNX file against a device's rules
   compress verify FOLDER        check a delivered folder against its manifest
   compress schema               the JSON Schema of all settings
@@ -312,6 +313,42 @@ def verify_command(
     for problem in problems or [f"{folder}: every file is as it was delivered."]:
         typer.echo(problem)
     raise typer.Exit(GateError.exit_code if problems else 0)
+
+
+@app.command("validate")
+def validate_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A delivered folder.")],
+    receipt: Annotated[
+        Path | None,
+        typer.Option(help="An engine.receipt.json of deploy/replay.py, with engine.logits.npy beside it."),
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Least share of probes with the teacher's answer. Default: as delivered.")
+    ] = None,
+    allow_inconclusive: Annotated[
+        bool, typer.Option("--allow-inconclusive", help="Exit with 0 when the verdict is INCONCLUSIVE, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a delivered folder again, or the engine that its device built; exits with 4 unless the verdict is PASS."""
+    from rich.text import Text
+
+    from compress.pipeline.fidelity import verdict_sentence
+    from compress.pipeline.report import render_table
+    from compress.pipeline.report.data import strict_json
+    from compress.pipeline.revalidation import revalidate
+
+    if min_agreement is not None and not 0 < min_agreement <= 1:
+        raise UsageError(f"--min-agreement {min_agreement:g} is no share.", "Write --min-agreement 0.95.")
+    validation = revalidate(folder, receipt, min_agreement)
+    sentence = verdict_sentence(validation)
+    if as_json:
+        content = {"verdict": validation.verdict, "reason": sentence, "validation": validation.model_dump(mode="json")}
+        typer.echo(strict_json(content))
+    else:
+        _stdout().print(render_table(validation))
+        _stdout().print(Text(sentence, style="bold"))
+    raise typer.Exit(exit_code(validation, allow_inconclusive))
 
 
 @app.command("schema")

@@ -28,9 +28,11 @@ ENGINE_FILES = (
     "student.plan",
     "student.plan.json",
     "engine.receipt.json",
+    "engine.logits.npy",
     "student.trt*.timing.cache",
     "student.trt*.plan",
     "engine.trt*.receipt.json",
+    "engine.trt*.logits.npy",
 )
 """What an engine build leaves in the folder. `deploy/build_engine.sh` does so after the delivery was sealed."""
 

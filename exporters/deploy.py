@@ -49,7 +49,7 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
     }
     deploy = folder / "deploy"
     write_file(deploy / "replay.json", json.dumps(replay, indent=2).encode() + b"\n")
-    write_file(deploy / "replay_probes.py", _TEMPLATES / "replay_probes.py")
+    write_file(deploy / "replay.py", _TEMPLATES / "replay.py")
     if needs_engine:
         write_file(deploy / "build_engine.sh", build_script(target, graph, typed, input, batch).encode())
 

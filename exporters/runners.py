@@ -142,7 +142,7 @@ class EngineRunner(_Batched):
         if trt is None or not torch.cuda.is_available():
             raise MissingResourceError(
                 f"{plan.name} needs TensorRT and an NVIDIA GPU that torch can use.",
-                "On a Jetson without them, deploy/replay_probes.py runs the engine through trtexec.",
+                "On a Jetson without them, deploy/replay.py runs the engine through trtexec.",
             )
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())

@@ -4,7 +4,7 @@ CompressError               1   internal error
 ├── UsageError              2   a wrong option, setting or path
 ├── InputError              3   an unsupported input
 │   └── UnsafeInputError    3   an input that would execute code, or is not what it claims to be
-├── GateError               4   a gate failed; the artifacts are kept and marked rejected
+├── GateError               4   a gate failed, the artifacts are kept and marked rejected; or a delivery was changed
 ├── MissingResourceError    5   a dependency, encoder, piece of hardware or disk space is missing
 │   └── MemoryFullError     5   a batch does not fit into the memory
 ├── BudgetError             6   no student fits the budget
@@ -46,7 +46,7 @@ class UnsafeInputError(InputError):
 
 
 class GateError(CompressError):
-    """A gate failed, or could not be decided; the command has its result all the same, so this is never raised."""
+    """A gate failed or could not be decided, which is a result, and not raised; or a delivery was changed, which is."""
 
     exit_code = 4
 

@@ -2,26 +2,23 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from compress.exporters.deploy import PLAN_NAME, write_deploy
 from compress.exporters.onnx_graph import export_onnx
-from compress.exporters.runners import EngineRunner, OnnxRunner, Runner, TorchRunner, median_latency_ms
+from compress.exporters.runners import EngineRunner, TorchRunner
 from compress.exporters.targets import Precision, Typed
 from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
-from compress.pipeline.device import derived_seed
+from compress.pipeline.device import cpu_name, derived_seed
 from compress.pipeline.distillation.checkpoint import RESUME_FILES
 from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE
 from compress.pipeline.distillation.stage import distill as distill_student
 from compress.pipeline.distillation.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from compress.pipeline.distillation.tensorboard import Curves
-from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict, weakest
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.parallel.follow import Work, hand_out, identity_of
 from compress.pipeline.quantize import quantize as quantize_student
 from compress.pipeline.records import (
-    ArtifactFidelity,
     DistillRecord,
     EmbeddingRecord,
     ExportedGraph,
@@ -35,11 +32,11 @@ from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
 from compress.pipeline.tensor_files import write_tensors
+from compress.pipeline.validation import concluded, decisive_graphs, fidelity_of, graph_rows
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
     QUANTIZED_FILE,
     Workspace,
-    cpu_name,
 )
 
 RESERVE_SECONDS = 90.0
@@ -280,49 +277,16 @@ def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -
         "gates": gates.model_dump(mode="json"),
     }
 
-    def measure(path: Path, precision: str, runner: Runner, timed: Runner | None = None) -> ArtifactFidelity:
-        images = probes.images.astype(np.float32) / np.float32(255)
-        with runner:
-            return measure_artifact(
-                path.name,
-                precision=precision,
-                size_bytes=path.stat().st_size,
-                latency_ms=median_latency_ms(timed or runner, images[:1], repeats=50, warmup=10),
-                teacher_logits=probes.teacher_logits,
-                student_logits=runner(images),
-                kinds=probes.kind,
-                gates=gates,
-            )
-
-    def ledger() -> list[ArtifactFidelity]:
-        rows = [measure(space.file("distill", STUDENT_FILE), "fp32", TorchRunner(space.student(student)))]
-        for graph in exported.graphs:
-            path = space.file("export", graph.file_name)
-            # TensorRT rounds where the graph says; ONNX Runtime's own rewriting would round elsewhere.
-            exact = space.target.runtime == "tensorrt"
-            with OnnxRunner(path) as timed:
-                rows.append(measure(path, graph.precision, OnnxRunner(path, exact=exact), timed))
-        if exported.engine.built:
-            path = space.file("export", PLAN_NAME)
-            rows.append(measure(path, space.target.shipped, EngineRunner(path)))
-        return rows
-
     def produce(_: Path) -> ValidateRecord:
-        rows = ledger()
-        # Which int8 file the device builds its engine from, its TensorRT decides, unless that is known already.
-        eligible = 2 if space.target.typed is not None and not exported.engine.built else 1
-        shipped = weakest(rows[-eligible:]).artifact
-        adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, space.teacher.record.num_classes)
-        kinds, counts = np.unique(probes.kind, return_counts=True)
-        return ValidateRecord(
-            probes=len(probes.images),
-            probe_kinds=dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
-            adequacy=adequacy,
-            ledger=tuple(rows),
-            shipped=shipped,
-            verdict=overall_verdict(rows, shipped, adequacy),
-            cpu=cpu_name(),
-        )
+        weights = space.file("distill", STUDENT_FILE)
+        in_torch = fidelity_of(weights, "fp32", TorchRunner(space.student(student)), probes, gates)
+        rows = graph_rows(space.results["export"].folder, exported.graphs, space.target, probes, gates)
+        decisive = decisive_graphs(rows, space.target)
+        if exported.engine.built:
+            plan = space.file("export", PLAN_NAME)
+            decisive = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), probes, gates)]
+            rows += decisive
+        return concluded([in_torch, *rows], decisive, probes)
 
     return space.stage(
         "validate", inputs, ValidateRecord, produce, lambda record: f"{record.probes:,} probes: {record.verdict}"

@@ -1,6 +1,5 @@
 """What the stages of one command share: its inputs, its folder, and live models made from the files of earlier stages."""
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -110,10 +109,3 @@ class Workspace:
     def elapsed(self) -> float:
         """Seconds since the command began."""
         return time.monotonic() - self.started
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} logical cores" if names else platform.processor() or platform.machine()

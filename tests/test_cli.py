@@ -26,7 +26,7 @@ from compress.pipeline.errors import UsageError
 from compress.pipeline.records import ValidateRecord, Verdict
 from tests.command import LABELS, compress
 
-COMMANDS = ("inspect", "targets", "lint", "verify", "schema")
+COMMANDS = ("inspect", "targets", "lint", "verify", "validate", "schema")
 
 
 # Help

@@ -106,7 +106,7 @@ class Device:
         return self._run([str(self.folder / "deploy" / "build_engine.sh")], environment)
 
     def replay(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        script = str(self.folder / "deploy" / "replay_probes.py")
+        script = str(self.folder / "deploy" / "replay.py")
         return self._run([sys.executable, script, *arguments], environment)
 
     def save_probes(self, images: np.ndarray, teacher_logits: np.ndarray) -> None:
@@ -325,6 +325,19 @@ def test_the_engine_is_replayed_in_batches_and_compared(orin: Device) -> None:
     assert "student.plan: agreement with student.int8.onnx: " in done.stdout
     assert done.returncode == 4
     assert "below the limit of 0.9" in done.stderr
+    replayed = json.loads((orin.folder / "engine.receipt.json").read_text(encoding="utf-8"))["replay"]
+    logits = np.load(orin.folder / "engine.logits.npy")
+    assert logits.shape == (20, 3) and logits.dtype == np.float32 and (logits.argmax(1) == 0).sum() == 10
+    assert replayed == {
+        "plan_sha256": sha256_of(orin.folder / "student.plan"),
+        "plan_bytes": 4,
+        "onnx": "student.int8.onnx",
+        "onnx_sha256": sha256_of(orin.onnx),
+        "probes_sha256": sha256_of(orin.folder / "probes.npz"),
+        "logits_sha256": sha256_of(orin.folder / "engine.logits.npy"),
+        "probes": 20,
+        "agreement": 0.5,
+    }
     assert [word for word in orin.asked() if word.startswith("--shapes")] == [
         "--shapes=images:16x1x4x4",
         "--shapes=images:4x1x4x4",
@@ -368,11 +381,11 @@ def test_an_engine_that_is_not_built_or_does_not_run_is_no_agreement(orin: Devic
 
 def test_onnx_runtime_targets_get_the_replay_only(tmp_path: Path) -> None:
     device = Device(tmp_path, load_target("cpu-x86"))
-    assert sorted(path.name for path in (device.folder / "deploy").iterdir()) == ["replay.json", "replay_probes.py"]
+    assert sorted(path.name for path in (device.folder / "deploy").iterdir()) == ["replay.json", "replay.py"]
 
 
 def test_the_replay_is_python_3_6(orin: Device) -> None:
-    source = (orin.folder / "deploy" / "replay_probes.py").read_text(encoding="utf-8")
+    source = (orin.folder / "deploy" / "replay.py").read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 6))
 
 

@@ -36,7 +36,7 @@ DELIVERED = {
     *("README.md", "student.onnx", "student.safetensors", "student.json", "labels.txt", "probes.npz"),
     *("report.html", "report.md", "report.json", "junit.xml", "manifest.json", "settings.yaml"),
 }
-ON_DEVICE = {"deploy/build_engine.sh", "deploy/replay_probes.py", "deploy/replay.json"}
+ON_DEVICE = {"deploy/build_engine.sh", "deploy/replay.py", "deploy/replay.json"}
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_without_tensorrt_an_engine_is_refused_with_a_way_out(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(MissingResourceError, match="needs TensorRT and an NVIDIA GPU") as caught:
         engine_runner(tmp_path)
-    assert "deploy/replay_probes.py" in caught.value.hint
+    assert "deploy/replay.py" in caught.value.hint
 
 
 def test_an_engine_of_another_machine_is_refused(tmp_path: Path, gpu: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 """Replays the probes on this device and compares the answers with the teacher's.
 
-    python3 deploy/replay_probes.py           the engine student.plan, through trtexec
-    python3 deploy/replay_probes.py --onnx    the ONNX file, through onnxruntime
+    python3 deploy/replay.py           the engine student.plan, through trtexec
+    python3 deploy/replay.py --onnx    the ONNX file, through onnxruntime
+
+The engine's answers go into engine.logits.npy, and what they are worth into engine.receipt.json; with these two files,
+`compress validate FOLDER --receipt engine.receipt.json` gives the verdict elsewhere.
 
 Exit codes: 0 the agreement reaches the limit; 1 the engine did not run; 4 the agreement is below the limit; 5 something
 that is needed is missing.
@@ -9,16 +12,21 @@ Needs numpy, and no newer Python than JetPack 4 has (3.6).
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+Receipt = dict[str, Any]
+
 FOLDER = Path(__file__).resolve().parent.parent
+RECEIPT, LOGITS = FOLDER / "engine.receipt.json", FOLDER / "engine.logits.npy"
 
 
 class MissingError(Exception):
@@ -90,13 +98,42 @@ def agreement(logits: np.ndarray, others: np.ndarray) -> float:
     return float(np.mean(same & np.isfinite(logits).all(axis=1)))
 
 
-def built_from(usual: str, typed: str) -> str:
-    """Name of the ONNX file that the engine was built from, as its receipt says: one of these two."""
+def read_receipt() -> Receipt:
+    """What `build_engine.sh` wrote about the engine; nothing where something else built it."""
     try:
-        named = json.loads((FOLDER / "engine.receipt.json").read_text())["onnx"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return usual
-    return typed if named == typed else usual
+        receipt = json.loads(RECEIPT.read_text())
+    except (OSError, ValueError):
+        return {}
+    return receipt if isinstance(receipt, dict) else {}
+
+
+def add_to_receipt(receipt: Receipt, plan: Path, onnx: Path, logits: np.ndarray, share: float) -> None:
+    """Keep the answers, and of which engine and probes they are. Each file is whole or not there."""
+    partial = LOGITS.with_name(LOGITS.name + ".partial")
+    with partial.open("wb") as stream:
+        np.save(stream, logits, allow_pickle=False)
+    partial.replace(LOGITS)
+    receipt["replay"] = {
+        "plan_sha256": sha256_of(plan),
+        "plan_bytes": plan.stat().st_size,
+        "onnx": onnx.name,
+        "onnx_sha256": sha256_of(onnx),
+        "probes_sha256": sha256_of(FOLDER / "probes.npz"),
+        "logits_sha256": sha256_of(LOGITS),
+        "probes": len(logits),
+        "agreement": share,
+    }
+    partial = RECEIPT.with_name(RECEIPT.name + ".partial")
+    partial.write_text(json.dumps(receipt, indent=2) + "\n")
+    partial.replace(RECEIPT)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def replay(use_onnx: bool) -> int:
@@ -105,7 +142,8 @@ def replay(use_onnx: bool) -> int:
         images = arrays["images"].astype(np.float32) / np.float32(255)
         teacher = arrays["teacher_logits"]
     batch, plan = settings["batch"], settings["plan"]
-    onnx = FOLDER / built_from(settings["onnx"], settings["typed_onnx"])
+    receipt, typed = read_receipt(), settings["typed_onnx"]
+    onnx = FOLDER / (typed if typed and receipt.get("onnx") == typed else settings["onnx"])
     if use_onnx or plan is None:
         name, logits = onnx.name, onnx_logits(onnx, images, batch, exact=plan is not None)
     else:
@@ -116,6 +154,8 @@ def replay(use_onnx: bool) -> int:
         except MissingError as error:
             print(f"{name}: not compared with {onnx.name}: {error}")
     with_teacher, limit = agreement(logits, teacher), settings["min_agreement"]
+    if name == plan:
+        add_to_receipt(receipt, FOLDER / plan, onnx, logits, with_teacher)
     print(f"{name}: agreement with the teacher: {with_teacher:.4f} on {len(images)} probes")
     if limit is None or with_teacher >= limit:
         return 0
@@ -129,10 +169,10 @@ def main() -> int:
     try:
         return replay(parser.parse_args().onnx)
     except MissingError as error:
-        print(f"replay_probes.py: {error}", file=sys.stderr)
+        print(f"replay.py: {error}", file=sys.stderr)
         return 5
     except FailedError as error:
-        print(f"replay_probes.py: {error}", file=sys.stderr)
+        print(f"replay.py: {error}", file=sys.stderr)
         return 1
 
 

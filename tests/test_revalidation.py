@@ -1,0 +1,138 @@
+"""A delivered folder judged again: as it lies, and by what an engine answered."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+from compress.exporters.bundle import sha256_of
+from tests.command import compress
+from tests.test_run import OPTIONS
+
+EVERYTHING_PASSES = ("--min-agreement", "0.01")
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path, labels_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("delivered") / "out"
+    words = (str(teacher_file), "--labels", str(labels_file), *OPTIONS, "--target", "nvidia-gpu", *EVERYTHING_PASSES)
+    assert compress(*words, "-o", folder).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def folder(delivered: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(delivered, tmp_path / "out", ignore=shutil.ignore_patterns("work"))
+
+
+def answer(folder: Path, logits: Callable[[np.ndarray], np.ndarray], **changes: object) -> Path:
+    """What the device would send home for an engine that answers so to the teacher's logits."""
+    home = folder.parent / "from the device"
+    home.mkdir()
+    with np.load(folder / "probes.npz") as arrays:
+        np.save(home / "engine.logits.npy", logits(arrays["teacher_logits"]).astype(np.float32))
+    onnx = sha256_of(folder / "student.int8.typed.onnx")
+    replay = {
+        "plan_sha256": "ab" * 32,
+        "plan_bytes": 123456,
+        "onnx_sha256": onnx,
+        "probes_sha256": sha256_of(folder / "probes.npz"),
+        "logits_sha256": sha256_of(home / "engine.logits.npy"),
+    }
+    receipt = {"plan": "student.plan", "plan_sha256": "ab" * 32, "onnx_sha256": onnx, "latency_ms": 0.42}
+    receipt |= {"replay": replay | {key: value for key, value in changes.items() if key in replay}}
+    receipt |= {key: value for key, value in changes.items() if key not in replay}
+    (home / "engine.receipt.json").write_text(json.dumps(receipt), encoding="utf-8")
+    return home / "engine.receipt.json"
+
+
+def ledger(result: Result) -> dict[str, dict[str, Any]]:
+    return {row["artifact"]: row for row in json.loads(result.stdout)["validation"]["ledger"]}
+
+
+def test_a_folder_gets_the_verdict_that_it_was_delivered_with(folder: Path) -> None:
+    result = compress("validate", folder, "--json")
+    assert result.exit_code == 0
+    before = json.loads((folder / "report.json").read_text())["validation"]
+    now = ledger(result)
+    assert list(now) == ["student.safetensors", "student.onnx", "student.int8.onnx", "student.int8.typed.onnx"]
+    for row in before["ledger"]:
+        for key in ("agreement", "agreement_by_class", "mean_kl", "size_bytes", "gates"):
+            assert now[row["artifact"]][key] == row[key]
+
+
+def test_another_limit_can_be_asked_for(folder: Path) -> None:
+    result = compress("validate", folder, "--min-agreement", "1")
+    assert result.exit_code == 4
+    assert "required 100 %" in result.stdout
+    wrong = compress("validate", folder, "--min-agreement", "2")
+    assert wrong.exit_code == 2 and "--min-agreement 2 is no share." in wrong.stderr
+
+
+def test_a_changed_file_is_refused_by_its_hash(folder: Path) -> None:
+    with (folder / "student.int8.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    result = compress("validate", folder)
+    assert result.exit_code == 4
+    assert "is not as it was delivered: student.int8.onnx was changed." in result.stderr
+    assert compress("validate", folder / "none").exit_code == 2
+
+
+def test_an_engine_that_answers_as_the_teacher_passes_and_decides(folder: Path) -> None:
+    receipt = answer(folder, lambda teacher: teacher + 1)
+    result = compress("validate", folder, "--receipt", receipt, "--min-agreement", "0.5", "--json")
+    row = ledger(result)["student.plan"]
+    assert (row["latency_ms"], row["size_bytes"], row["precision"]) == (0.42, 123456, "int8")
+    assert row["agreement"]["value"] == 1
+    assert json.loads(result.stdout)["validation"]["shipped"] == "student.plan"
+
+
+def test_an_engine_that_answers_otherwise_fails(folder: Path) -> None:
+    result = compress("validate", folder, "--receipt", answer(folder, lambda teacher: -teacher))
+    assert result.exit_code == 4
+    assert "student.plan gives the teacher's answer on 0.0 %" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"replay": None}, 3, "holds no answers of the engine"),
+        ({"onnx_sha256": "0" * 64}, 3, "is of an engine of another student"),
+        ({"probes_sha256": "0" * 64}, 3, "tells of other probes"),
+        ({"plan_sha256": "0" * 64}, 3, "tells of another engine than was built"),
+        ({"logits_sha256": "0" * 64}, 3, "is not what the receipt tells of"),
+    ],
+)
+def test_a_receipt_of_something_else_is_refused(
+    folder: Path, changes: dict[str, object], code: int, words: str
+) -> None:
+    result = compress("validate", folder, "--receipt", answer(folder, lambda teacher: teacher, **changes))
+    assert result.exit_code == code
+    assert words in result.stderr
+
+
+def test_logits_that_are_missing_of_another_shape_or_pickled_are_refused(folder: Path) -> None:
+    receipt = answer(folder, lambda teacher: teacher[:, :2])
+    assert "holds logits [" in compress("validate", folder, "--receipt", receipt).stderr
+    logits = receipt.with_name("engine.logits.npy")
+    np.save(logits, np.array([{}], dtype=object), allow_pickle=True)
+    content = json.loads(receipt.read_text())
+    content["replay"]["logits_sha256"] = sha256_of(logits)
+    receipt.write_text(json.dumps(content))
+    refused = compress("validate", folder, "--receipt", receipt)
+    assert refused.exit_code == 3 and "holds no logits" in refused.stderr
+    logits.unlink()
+    assert "is missing" in compress("validate", folder, "--receipt", receipt).stderr
+
+
+@pytest.mark.parametrize(("content", "code"), [(None, 2), ("no json", 3), ("[]", 3)])
+def test_what_is_no_receipt_is_refused(folder: Path, content: str | None, code: int) -> None:
+    path = folder.parent / "engine.receipt.json"
+    if content is not None:
+        path.write_text(content)
+    assert compress("validate", folder, "--receipt", path).exit_code == code
