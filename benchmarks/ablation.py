@@ -1,7 +1,7 @@
 """What each switch of distillation is worth: the same teacher and the same time, one switch turned at a time.
 
     python benchmarks/ablation.py TEACHER --labels FILE --data IMAGES.npz --budget 5m -o FOLDER
-        [--set KEY=VALUE ...] [--rows ROW ...] [--jobs N]
+        [--recipe balanced] [--set KEY=VALUE ...] [--rows ROW ...] [--jobs N]
 
 Every row is a run of `compress` with the time of `--budget`, measured on real images as `real_agreement.py` does; the run
 never sees them. Measured rows are kept in FOLDER/rows.jsonl and not run again, so that a long table can be made in parts.
@@ -27,26 +27,31 @@ from real_agreement import find_teacher, measure, read_images
 ON_PROCESSOR_TIME = Path(__file__).with_name("on_processor_time.py")
 
 ROWS: Mapping[str, Sequence[str]] = {
-    "default": (),
-    "random weights": ("student.name=resnet20",),
+    "the recipe": (),
+    "the recipe, seed 1": ("seed=1",),
+    "the recipe, seed 2": ("seed=2",),
+    "student from random weights": ("student.name=resnet20",),
+    "student of twice the blocks, half their channels": ("student.name=inherit-6-6-6-w0.5",),
+    "student of more blocks": ("student.name=inherit-5-5-5",),
     "no stage matching": ("distill.stage_weight=0",),
+    "stages at weight 10": ("distill.stage_weight=10",),
     "last weights, not their average": ("distill.average_decay=0",),
     "last moment, not the best on held-out images": ("distill.selection=last",),
-    "images selected one by one": ("synthesis.selection=image",),
+    "images selected by the batch": ("synthesis.selection=batch",),
     "pool of 1,000 images": ("distill.pool_limit=1000",),
     "prioritised replay": ("distill.replay_priority=0.6",),
     "nothing mixed": ("distill.mixing=none",),
-    "CutMix": ("distill.mixing=cutmix",),
-    "Mixup": ("distill.mixing=mixup",),
+    "CutMix only": ("distill.mixing=cutmix",),
+    "Mixup only": ("distill.mixing=mixup",),
     "SGD": ("distill.optimiser=sgd", "distill.inherited_learning_rate=0.05", "distill.weight_decay=1e-4"),
     "temperature 1": ("distill.temperature=1",),
     "temperature 20": ("distill.temperature=20",),
-    "10 generator steps": ("synthesis.steps=10",),
-    "30 generator steps": ("synthesis.steps=30",),
+    "5 generator steps": ("synthesis.steps=5",),
+    "20 generator steps": ("synthesis.steps=20",),
     "latent drawn directly": ("synthesis.latent_source=direct",),
     "published rate": ("distill.optimiser=sgd", "distill.temperature=20", "distill.inherited_learning_rate=0.2"),
 }
-"""Each row's name, and the settings that differ from the default recipe's."""
+"""Each row's name, and the settings that differ from the recipe's; other seeds tell how much single runs say."""
 
 
 def run_row(options: argparse.Namespace, number: int, settings: Sequence[str]) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def run_row(options: argparse.Namespace, number: int, settings: Sequence[str]) -
     folder = options.output / f"row-{number:02}"
     program = ["-m", "compress"] if options.jobs is None else [ON_PROCESSOR_TIME]
     command = [sys.executable, *program, options.teacher, "--labels", options.labels, "--target", "onnx", "--quiet"]
-    command += ["--budget", options.budget, "-o", folder]
+    command += ["--recipe", options.recipe, "--budget", options.budget, "-o", folder]
     one_thread = () if options.jobs is None else ("threads=1",)
     command += [word for setting in (*options.set, *settings, *one_thread) for word in ("--set", setting)]
     code = subprocess.run([str(word) for word in command], check=False, stdout=subprocess.DEVNULL).returncode
@@ -98,6 +103,7 @@ def main() -> int:
     parser.add_argument("--labels", type=Path, required=True, help="class names, one a line")
     parser.add_argument("--data", type=Path, required=True, help="real images as npz, see real_agreement.py")
     parser.add_argument("--budget", required=True, help="time of each run, such as 5m")
+    parser.add_argument("--recipe", default="balanced", help="what the switches are turned in")
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder for the runs and their results")
     parser.add_argument("--set", action="append", default=[], help="a setting of every row, such as threads=2")
     parser.add_argument("--jobs", type=int, help="rows side by side, one thread and the time of one processor each")
