@@ -17,7 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import ablation
+import ceiling
 import curve
+import latency
 import verdict_calibration
 from compress.pipeline.distillation.checkpoint import Checkpoint, save_checkpoint
 from compress.pipeline.settings import assignment, merge, resolve_settings
@@ -116,6 +118,56 @@ def test_the_newest_checkpoint_is_copied_under_its_seconds_once_the_student_lear
     assert load_file(copies / "000070.safetensors")["average.weight"] == torch.tensor(70.2)
 
 
+# Latency
+
+
+def test_the_files_of_a_folder_are_timed_against_their_teacher_in_turns(
+    delivered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["latency.py", str(delivered), "--batches", "2", "--threads", "1", "--rounds", "1", "--json"]
+    )
+    assert latency.main() == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["batch"], row["threads"]) for row in rows] == [
+        (name, 2, 1) for name in ("teacher.onnx", "student.int8.onnx", "student.onnx")
+    ]
+    assert rows[0]["times_faster"] == 1
+    assert all(0 < row["p50"] <= row["p99"] for row in rows)
+    assert rows[1]["bytes"] == (delivered / "student.int8.onnx").stat().st_size
+
+
+def test_latency_is_the_median_and_the_99th_percentile_in_milliseconds() -> None:
+    # Of 1 to 200 ms the median is 100.5; at least 99 % of them do not exceed 198.
+    assert latency.latency_of([number / 1000 for number in range(1, 201)]) == pytest.approx((100.5, 198))
+
+
+# The ceiling
+
+
+def test_the_ceiling_learns_from_real_images_with_the_recipe_s_steps(
+    delivered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", images=images, labels=np.zeros(24, np.uint8))
+    teacher = json.loads((delivered / "work" / "command.json").read_bytes())["checkpoint"]
+    words = [
+        teacher,
+        "--train",
+        tmp_path / "real.npz",
+        "--data",
+        tmp_path / "real.npz",
+        "--images",
+        "16",
+        "--steps",
+        "2",
+    ]
+    words += ["--student", "inherit-1-1", "--set", "threads=1"]
+    monkeypatch.setattr(sys, "argv", ["ceiling.py", *map(str, words)])
+    assert ceiling.main() == 0
+    assert capsys.readouterr().out.startswith("inherit-1-1: ")
+
+
 # The ablation
 
 
@@ -135,11 +187,11 @@ def test_a_row_of_the_ablation_is_measured_once(
     monkeypatch.setattr(subprocess, "run", compress_instead)
     words = ("ablation.py", teacher, "--labels", labels, "--data", tmp_path / "real.npz", "--budget", "5m")
     monkeypatch.setattr(
-        sys, "argv", [str(word) for word in (*words, "-o", tmp_path / "out", "--rows", "default", "Mixup")]
+        sys, "argv", [str(word) for word in (*words, "-o", tmp_path / "out", "--rows", "default", "Mixup only")]
     )
     assert ablation.main() == ablation.main() == 0
     assert [command[-1] for command in commands] == [str(tmp_path / "out" / "row-00"), "distill.mixing=mixup"]
-    assert "Mixup" in capsys.readouterr().out
+    assert "Mixup only" in capsys.readouterr().out
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 2
 
 
