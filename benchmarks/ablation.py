@@ -33,6 +33,7 @@ ROWS: Mapping[str, Sequence[str]] = {
     "student from random weights": ("student.name=resnet20",),
     "student of twice the blocks, half their channels": ("student.name=inherit-6-6-6-w0.5",),
     "student of more blocks": ("student.name=inherit-5-5-5",),
+    "student of blocks and channels alike": ("student.name=inherit-4-4-4-w0.75",),
     "no stage matching": ("distill.stage_weight=0",),
     "stages at weight 10": ("distill.stage_weight=10",),
     "last weights, not their average": ("distill.average_decay=0",),

@@ -99,10 +99,9 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For people."""
     table = Table("batch", "threads", "model", "size", "p50 ms", "p99 ms", "teacher / it")
     for row in rows:
-        counts = (f"{row['bytes'] / 1e6:.2f} MB", str(row["batch"]), str(row["threads"]))
-        table.add_row(
-            row["model"], *counts, f"{row['p50']:.3f} ms", f"{row['p99']:.3f} ms", f"{row['times_faster']:.1f}"
-        )
+        file = (row["model"], f"{row['bytes'] / 1e6:.2f} MB")
+        times = (f"{row['p50']:.3f}", f"{row['p99']:.3f}", f"{row['times_faster']:.1f}")
+        table.add_row(str(row["batch"]), str(row["threads"]), *file, *times)
     return table
 
 

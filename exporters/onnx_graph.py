@@ -27,8 +27,15 @@ INPUT_NAME, OUTPUT_NAME = "images", "logits"
 BATCH = "batch"
 """Name of the first dimension of graphs that take any number of images."""
 
-TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
+TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2}
 """Largest accepted difference between ONNX Runtime and torch, as a share of the largest logit (but of 1 at least)."""
+
+INT8_TOLERANCE = 0.1
+"""The same of int8, but on average, and as a share of the logits' spread: a value on the border of two levels may go either
+way, and in a deep network a few such reach the logits of an image; a graph that is wrong moves those of all."""
+
+SMALLEST_SPREAD = 1e-3
+"""Of logits: those of a student that answers all images alike have none."""
 
 PARITY_BATCH = 64
 """Images that are compared at once, for the sake of memory."""
@@ -149,19 +156,24 @@ def _session(path: Path, *, optimise: bool) -> onnxruntime.InferenceSession:
 
 
 def _require_parity(model: nn.Module, path: Path, images: Tensor, precision: Precision, dynamic_batch: bool) -> float:
-    """The largest absolute difference of logits, which is within tolerance and moves no clear decision."""
+    """The largest absolute difference of logits, which are the same within tolerance; no clear decision moves."""
     batches = torch.split(images, PARITY_BATCH if dynamic_batch else 1)
     with torch.no_grad():
         expected = np.concatenate([model(batch).numpy() for batch in batches])
     session = _session(path, optimise=precision != "int8")
     found = np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch.numpy()})[0] for batch in batches])
-    difference = float(np.abs(found - expected).max())
-    tolerance = TOLERANCE[precision] * max(1.0, float(np.abs(expected).max()))
-    lead = expected.max(axis=1) - np.take_along_axis(expected, found.argmax(axis=1)[:, None], axis=1)[:, 0]
-    if not (difference <= tolerance and lead.max() <= tolerance):
+    differences = np.abs(found - expected)
+    if precision == "int8":
+        difference, tolerance = float(differences.mean()), INT8_TOLERANCE * max(float(expected.std()), SMALLEST_SPREAD)
+        agrees = difference <= tolerance
+    else:
+        difference, tolerance = float(differences.max()), TOLERANCE[precision] * max(1.0, float(np.abs(expected).max()))
+        lead = expected.max(axis=1) - np.take_along_axis(expected, found.argmax(axis=1)[:, None], axis=1)[:, 0]
+        agrees = difference <= tolerance and lead.max() <= tolerance
+    if not agrees:
         raise CompressError(
             f"ONNX Runtime and torch disagree on '{path.stem}': logits differ by {difference:.3g}, "
             f"{tolerance:.3g} is accepted.",
             "The versions of torch, onnx and onnxruntime may not fit together.",
         )
-    return difference
+    return float(differences.max())

@@ -236,6 +236,31 @@ def test_a_graph_that_answers_differently_is_refused_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scale_that_is_eight_times_too_large_is_no_matter_of_rounding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def sabotaged(model: ModelProto, opset: int, ir_version: int) -> ModelProto:
+        legal = legalise(model, opset, ir_version)
+        dequantize = nodes(legal, "DequantizeLinear")[4]
+        scale = constants(legal)[dequantize.input[1]]
+        legal.graph.initializer.append(numpy_helper.from_array(scale * 8, "wrong"))
+        dequantize.input[1] = "wrong"
+        return legal
+
+    monkeypatch.setattr(onnx_graph, "legalise", sabotaged)
+    with pytest.raises(CompressError, match=r"disagree on 's8s8.onnx'"):
+        export_onnx(
+            quantized("s8s8"),
+            tmp_path / "s8s8.onnx",
+            example=DIGITS,
+            opset=17,
+            ir_version=8,
+            precision="int8",
+            metadata={},
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_network_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -187,10 +187,11 @@ def test_a_row_of_the_ablation_is_measured_once(
     monkeypatch.setattr(subprocess, "run", compress_instead)
     words = ("ablation.py", teacher, "--labels", labels, "--data", tmp_path / "real.npz", "--budget", "5m")
     monkeypatch.setattr(
-        sys, "argv", [str(word) for word in (*words, "-o", tmp_path / "out", "--rows", "default", "Mixup only")]
+        sys, "argv", [str(word) for word in (*words, "-o", tmp_path / "out", "--rows", "the recipe", "Mixup only")]
     )
     assert ablation.main() == ablation.main() == 0
     assert [command[-1] for command in commands] == [str(tmp_path / "out" / "row-00"), "distill.mixing=mixup"]
+    assert all(command[command.index("--recipe") + 1] == "balanced" for command in commands)
     assert "Mixup only" in capsys.readouterr().out
     assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 2
 
