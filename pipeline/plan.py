@@ -6,7 +6,12 @@ import torch
 
 from compress.exporters.targets import load_target
 from compress.pipeline.device import choose_compute
-from compress.pipeline.distillation.schedule import expected_seconds, plan_schedule
+from compress.pipeline.distillation.schedule import (
+    expected_seconds,
+    left_for_distillation,
+    plan_schedule,
+    seconds_after,
+)
 from compress.pipeline.distillation.stage import speed_here
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
@@ -14,7 +19,6 @@ from compress.pipeline.probes import with_enough_probes
 from compress.pipeline.quantize import check_exclusions
 from compress.pipeline.records import Finding, Record
 from compress.pipeline.settings import Settings
-from compress.pipeline.steps import distillation_budget
 from compress.pipeline.students import plan_student
 from compress.pipeline.teacher import open_teacher
 from compress.pipeline.teacher.diagnosis import by_gravity
@@ -39,6 +43,8 @@ class Plan(Record):
     """About the teacher and its class names, gravest first."""
     expected_seconds: float
     """For distillation, by timing one step of each kind on this machine."""
+    seconds_after: float
+    """For quantization, export and validation, by the same measure."""
 
     def facts(self) -> dict[str, str]:
         """The plan in words."""
@@ -50,7 +56,8 @@ class Plan(Record):
             "target": f"{self.target}: {', '.join(self.precisions)}",
             "steps": f"{self.warmup_rounds} rounds of warm-up, {self.rounds} of learning, {self.kd_steps:,} student steps",
             "device": self.device,
-            "expected time": f"about {self.expected_seconds / 60:.1f} min of distillation; then quantization, export, validation",
+            "expected time": f"about {self.expected_seconds / 60:.1f} min of distillation, "
+            f"then {self.seconds_after / 60:.1f} min of quantization, export and validation",
         }
 
 
@@ -79,7 +86,8 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
     )
     teacher = teacher.to(compute.device, torch.channels_last)
     speed = speed_here(teacher, torch.from_numpy(embeddings), student, settings, compute)
-    budget = distillation_budget(settings.budget_seconds)
+    after = seconds_after(speed, settings, quantizes=target.int8 is not None)
+    budget = left_for_distillation(settings.budget_seconds, after)
     schedule = plan_schedule(settings.distill, settings.probes, speed, budget)
     return Plan(
         teacher=record.architecture,
@@ -96,4 +104,5 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
         device=compute.title,
         findings=by_gravity(record.findings + names.findings),
         expected_seconds=round(expected_seconds(schedule, speed, settings.distill, settings.probes), 1),
+        seconds_after=round(after, 1),
     )

@@ -39,18 +39,8 @@ from compress.pipeline.workspace import (
     Workspace,
 )
 
-RESERVE_SECONDS = 90.0
-"""Kept back from a budget for what follows distillation, but never more than a quarter of it."""
-
 PARITY_IMAGES = 16
 """Probes on which an exported graph must answer as torch does."""
-
-
-def distillation_budget(budget_seconds: float | None, elapsed: float = 0.0) -> float | None:
-    """Seconds for distillation: the budget less what has passed and what the later stages need; None without one."""
-    if budget_seconds is None:
-        return None
-    return max(budget_seconds - elapsed - min(RESERVE_SECONDS, budget_seconds / 4), 1.0)
 
 
 def intake(space: Workspace) -> TeacherRecord:
@@ -128,7 +118,7 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
         space.progress.note(remarks[-1], "warning")
 
     def produce(folder: Path) -> DistillRecord:
-        left = distillation_budget(settings.budget_seconds, space.elapsed())
+        left = None if settings.budget_seconds is None else max(settings.budget_seconds - space.elapsed(), 1.0)
         work = Work(
             teacher=identity_of(space.teacher),
             settings=settings,

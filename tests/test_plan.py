@@ -67,6 +67,7 @@ def test_the_facts_are_the_plan_in_words() -> None:
         device="CPU, 2 threads, fp32",
         findings=(),
         expected_seconds=90,
+        seconds_after=42,
     )
     assert plan.facts() == {
         "teacher": "ResNet-20, 10,000 parameters, 10 classes",
@@ -74,7 +75,7 @@ def test_the_facts_are_the_plan_in_words() -> None:
         "target": "a board: fp32, int8",
         "steps": "4 rounds of warm-up, 30 of learning, 1,800 student steps",
         "device": "CPU, 2 threads, fp32",
-        "expected time": "about 1.5 min of distillation; then quantization, export, validation",
+        "expected time": "about 1.5 min of distillation, then 0.7 min of quantization, export and validation",
     }
 
 

@@ -13,12 +13,14 @@ from compress.pipeline.distillation.schedule import (
     evenly,
     expected_seconds,
     learning_rate,
+    left_for_distillation,
     plan_schedule,
     replan,
+    seconds_after,
     seconds_for,
     synthesis_batches_held_out,
 )
-from compress.pipeline.settings import DistillSettings, ProbeSettings
+from compress.pipeline.settings import DistillSettings, ProbeSettings, QuantizeSettings, Settings, SynthesisSettings
 from tests.tiny import CPU
 
 SPEED = Speed(synthesis=2.0, adversarial_synthesis=3.0, kd_step=0.5)
@@ -49,6 +51,27 @@ def test_without_a_budget_the_recipe_decides() -> None:
     assert planned(None) == Schedule(warmup_rounds=4, rounds=30, deadline=None, annealed=evenly(30))
     assert plan_schedule(RECIPE, PROBES, None, 60.0) == planned(None)
     assert planned(None).total == 34
+
+
+def test_what_comes_after_distillation_is_told_by_what_an_image_costs() -> None:
+    # A step of 64 images takes 0.5 s, and is shared by 2: 2 * 0.5 / 64 s an image. Probes: 4 * 200 images. int8 looks at
+    # 5,000 more and takes 100 steps of 64 images, each twice as long.
+    settings = Settings(
+        distill=RECIPE,
+        probes=PROBES,
+        synthesis=SynthesisSettings(batch_size=200),
+        quantize=QuantizeSettings(tail_steps=100),
+    )
+    shared = SPEED.model_copy(update={"ranks": 2})
+    an_image = 2 * 0.5 / 64
+    assert seconds_after(shared, settings, quantizes=False) == 20 + 800 * an_image
+    assert seconds_after(shared, settings, quantizes=True) == 20 + (800 + 5000 + 2 * 6400) * an_image
+
+
+def test_the_stages_after_get_no_more_than_a_quarter_of_a_budget() -> None:
+    assert left_for_distillation(None, 50.0) is None
+    assert left_for_distillation(400.0, 50.0) == 350.0
+    assert left_for_distillation(100.0, 50.0) == 75.0
 
 
 def test_a_budget_is_filled_but_for_a_twentieth() -> None:

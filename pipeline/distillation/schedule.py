@@ -6,10 +6,19 @@ from collections.abc import Callable, Sequence
 
 from compress.pipeline.device import Compute
 from compress.pipeline.records import Record
-from compress.pipeline.settings import DistillSettings, ProbeSettings
+from compress.pipeline.settings import DistillSettings, ProbeSettings, Settings
 
 SAFETY = 0.95
 """Share of the time left that is planned for: machines slow down, and a plan that is cut short never cools its student."""
+
+LATER_SECONDS = 20.0
+"""What export, validation and report take of a budget, whatever the networks."""
+
+LATER_IMAGES = 5_000
+"""What choosing the ranges of int8 and judging it cost, in images that the student learns from."""
+
+ROUNDED_STEP = 2.0
+"""How much longer an image takes in a step with rounding, in fp32, than in one of distillation."""
 
 RECENT_ROUNDS = 3
 """Of learning, whose pace the plan of the next ones is made by."""
@@ -77,6 +86,20 @@ def expected_seconds(schedule: Schedule, speed: Speed, settings: DistillSettings
 def synthesis_batches_held_out(probes: ProbeSettings) -> int:
     """Batches for monitor and probes, with those that each fresh generator makes and throws away."""
     return _probe_batches(probes) + probes.monitor_batches + probes.warmup_batches
+
+
+def seconds_after(speed: Speed, settings: Settings, quantizes: bool) -> float:
+    """What the stages after distillation will take; one process does them, however many distil."""
+    an_image = speed.kd_step * speed.ranks / settings.distill.batch_size
+    images = float(settings.probes.batches * settings.synthesis.batch_size)
+    if quantizes:
+        images += LATER_IMAGES + ROUNDED_STEP * settings.quantize.tail_steps * settings.quantize.batch_size
+    return LATER_SECONDS + an_image * images
+
+
+def left_for_distillation(budget_seconds: float | None, after: float) -> float | None:
+    """Seconds of a budget, less those of the stages after; of a short one these get no more than a quarter."""
+    return None if budget_seconds is None else budget_seconds - min(after, budget_seconds / 4)
 
 
 def plan_schedule(

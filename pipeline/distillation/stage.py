@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from compress.exporters.targets import load_target
 from compress.pipeline.device import Compute
 from compress.pipeline.distillation.learner import Learner, Monitor
 from compress.pipeline.distillation.loop import Distillation
@@ -19,8 +20,10 @@ from compress.pipeline.distillation.schedule import (
     Schedule,
     Speed,
     expected_seconds,
+    left_for_distillation,
     plan_schedule,
     replan,
+    seconds_after,
     seconds_for,
 )
 from compress.pipeline.distillation.tensorboard import Curves
@@ -62,7 +65,7 @@ def distill(
 
     Args:
         embeddings: label-text embeddings `[num_classes, dimension]`.
-        budget_seconds: time for this stage; None runs the rounds of the settings.
+        budget_seconds: time for this stage and those after it; None runs the rounds of the settings.
         curves: where each round is told of, beside `metrics.jsonl`.
         remarks: what the record's notes begin with.
 
@@ -195,7 +198,12 @@ def _schedule(
     """The rounds to run, planned from a measurement where there is a budget."""
     with memory_for("synthesis"):
         speed = None if budget_seconds is None else speed_here(teacher, embeddings, plan, settings, compute)
-    return _told(compute.world, plan_schedule(settings.distill, settings.probes, speed, budget_seconds))
+    left = None if speed is None else left_for_distillation(budget_seconds, _after(speed, settings))
+    return _told(compute.world, plan_schedule(settings.distill, settings.probes, speed, left))
+
+
+def _after(speed: Speed, settings: Settings) -> float:
+    return seconds_after(speed, settings, quantizes=load_target(settings.target).int8 is not None)
 
 
 def _told(world: World, schedule: Schedule) -> Schedule:
@@ -259,9 +267,9 @@ def _finish(
 
 
 def _least_seconds(speed: Speed, settings: Settings) -> float:
-    """What no run can do without: a round of each kind, and the held-out images."""
+    """What no run can do without: a round of each kind, the held-out images, and the stages after."""
     least = Schedule(warmup_rounds=1, rounds=1, deadline=None)
-    return expected_seconds(least, speed, settings.distill, settings.probes)
+    return expected_seconds(least, speed, settings.distill, settings.probes) + _after(speed, settings)
 
 
 def _too_late(history: list[HistoryPoint], deadline: float | None) -> bool:
