@@ -121,17 +121,23 @@ def test_only_a_network_of_known_blocks_gives_them_away() -> None:
 
 def test_every_stage_keeps_the_same_share_of_blocks_and_at_least_one() -> None:
     # Of 3, 4, 6 and 3 blocks, k sixths: 3 k / 6, 4 k / 6, k and 3 k / 6, halves rounded to the even number.
-    assert [plan.name for plan in inheriting_students(RESNET34)] == [
-        *(f"inherit-1-1-1-1-w{width}" for width in (0.25, 0.5, 0.75)),
-        "inherit-1-1-1-1",
-        "inherit-1-1-2-1",
-        "inherit-2-2-3-2",
-        "inherit-2-3-4-2",
-        "inherit-2-3-5-2",
-    ]
-    narrow = [f"inherit-1-1-1-w{width}" for width in (0.25, 0.5, 0.75)]
-    whole = [f"inherit-{n}-{n}-{n}" for n in range(1, 9)]
-    assert [plan.name for plan in inheriting_students(RESNET56)] == narrow + whole
+    depths = ["inherit-1-1-1-1", "inherit-1-1-2-1", "inherit-2-2-3-2", "inherit-2-3-4-2", "inherit-2-3-5-2"]
+    narrow = ["inherit-1-1-1-1-w0.25", "inherit-1-1-1-1-w0.5"]
+    assert {plan.name for plan in inheriting_students(RESNET34)} == {*narrow, *with_three_quarters(depths)}
+    depths = [f"inherit-{n}-{n}-{n}" for n in range(1, 9)]
+    narrow = ["inherit-1-1-1-w0.25", "inherit-1-1-1-w0.5"]
+    assert {plan.name for plan in inheriting_students(RESNET56)} == {*narrow, *with_three_quarters(depths)}
+
+
+def with_three_quarters(names: list[str]) -> list[str]:
+    """Students, and those of three quarters of their width."""
+    return [*names, *(f"{name}-w0.75" for name in names)]
+
+
+def test_students_are_listed_by_size_and_none_twice() -> None:
+    plans = inheriting_students(RESNET56)
+    assert [plan.parameters for plan in plans] == sorted(plan.parameters for plan in plans)
+    assert len({plan.spec for plan in plans}) == len(plans)
 
 
 def test_a_teacher_of_one_block_a_stage_has_none_to_spare_but_their_insides() -> None:
@@ -245,16 +251,18 @@ def test_parameters_are_counted_without_allocating_them(plan: StudentPlan) -> No
 
 def test_auto_is_the_largest_that_inherits_and_fits() -> None:
     # A third of 853,018 is 284,339. Three blocks a stage have 269,722 parameters with option A; the two linear shortcuts
-    # add 16 * 32 + 32 * 64 = 2,560. Four blocks a stage are some 97,000 more.
+    # add 16 * 32 + 32 * 64 = 2,560. Four of three quarters of the width inside are 10,624 more, and fit.
     plan = plan_student(RESNET56, StudentSettings())
-    assert (plan.name, plan.parameters, plan.inherited) == ("inherit-3-3-3", 272_282, True)
+    assert (plan.name, plan.parameters, plan.inherited) == ("inherit-4-4-4-w0.75", 282_906, True)
+    just_less = StudentSettings(max_parameter_ratio=282_905 / 853_018)
+    assert plan_student(RESNET56, just_less).name == "inherit-3-3-3"
 
 
 def test_auto_prefers_inherited_weights_to_more_parameters() -> None:
-    # Below inherit-2-2-2's 175,258 and above inherit-1-1-1's there are larger students in the zoo.
+    # Below inherit-2-2-2's 175,066 and above inherit-2-2-2-w0.75's 134,650 there are larger students in the zoo.
     limit = StudentSettings(max_parameter_ratio=150_000 / 853_018)
     plan = plan_student(RESNET56, limit)
-    assert plan.name == "inherit-1-1-1"
+    assert plan.name == "inherit-2-2-2-w0.75"
     assert any(plan.parameters < other.parameters <= 150_000 for other in zoo_students(RESNET56))
 
 

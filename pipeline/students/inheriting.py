@@ -14,6 +14,9 @@ MOST_SHARES = 8
 WIDTHS = (0.25, 0.5, 0.75)
 """Shares of the channels inside blocks that are offered where a stage cannot do with fewer blocks."""
 
+DEEP_WIDTH = 0.75
+"""The share that is offered at every depth: of two students of one size, the deeper and narrower one agrees more often."""
+
 _NAME = re.compile(r"inherit((?:-\d+)+)(?:-w(0?\.(?!0+$)\d{1,4}))?")
 
 
@@ -27,9 +30,9 @@ def spec_of(teacher: TeacherRecord) -> NetworkSpec | None:
 
 
 def inheriting_students(teacher: TeacherRecord) -> list[StudentPlan]:
-    """Students that keep the same share of blocks in every stage, as far as they can; [] where there are no stages.
+    """Students that keep the same share of blocks in every stage, as far as they can, by size; [] where there are no stages.
 
-    The shallowest is offered narrower, too: deeper ones would be no smaller than others with fewer blocks.
+    All are offered a little narrower, too, and the shallowest narrower still.
     """
     spec = spec_of(teacher)
     if spec is None:
@@ -40,10 +43,14 @@ def inheriting_students(teacher: TeacherRecord) -> list[StudentPlan]:
     counts = {
         tuple(max(few, round(kept * n / most)) for n, few in zip(all_blocks, least, strict=True)) for kept in shares
     }
-    depths = [inheriting_student(spec, blocks) for blocks in sorted(counts) if blocks != all_blocks]
-    narrow = {plan.spec: plan for plan in (inheriting_student(spec, least, width) for width in WIDTHS)}
-    narrow.pop(inheriting_student(spec, least).spec, None)
-    return [*narrow.values(), *depths]
+    asked = [(least, width) for width in WIDTHS]
+    for blocks in sorted(counts):
+        asked += [(blocks, DEEP_WIDTH)] if blocks == all_blocks else [(blocks, DEEP_WIDTH), (blocks, 1.0)]
+    plans = (inheriting_student(spec, blocks, width) for blocks, width in asked)
+    # Where a family's blocks cannot be narrower, the name of the whole width is the right one.
+    known = {plan.spec: plan for plan in sorted(plans, key=lambda plan: "-w" in plan.name, reverse=True)}
+    known.pop(inheriting_student(spec, all_blocks).spec, None)
+    return sorted(known.values(), key=lambda plan: plan.parameters)
 
 
 def inheriting_student(teacher: NetworkSpec, blocks: Sequence[int], width: float = 1.0) -> StudentPlan:
