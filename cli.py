@@ -322,6 +322,10 @@ def validate_command(
         Path | None,
         typer.Option(help="An engine.receipt.json of deploy/replay.py, with engine.logits.npy beside it."),
     ] = None,
+    engine: Annotated[
+        bool,
+        typer.Option("--engine", help="Run the folder's student.plan, too. An engine is a program: only your own."),
+    ] = False,
     min_agreement: Annotated[
         float | None, typer.Option(help="Least share of probes with the teacher's answer. Default: as delivered.")
     ] = None,
@@ -340,7 +344,7 @@ def validate_command(
 
     if min_agreement is not None and not 0 < min_agreement <= 1:
         raise UsageError(f"--min-agreement {min_agreement:g} is no share.", "Write --min-agreement 0.95.")
-    validation = revalidate(folder, receipt, min_agreement)
+    validation = revalidate(folder, receipt, min_agreement, engine)
     sentence = verdict_sentence(validation)
     if as_json:
         content = {"verdict": validation.verdict, "reason": sentence, "validation": validation.model_dump(mode="json")}

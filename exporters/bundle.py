@@ -93,7 +93,8 @@ def claim_output_folder(folder: Path) -> None:
 
 def deliver(folder: Path, files: Mapping[str, Path | bytes]) -> None:
     """Puts the files into the claimed folder under their names (`/` separates folders), and takes away what an earlier
-    run delivered and this one does not, with the engine that was built of it; other files are left alone.
+    run delivered and this one does not, with the engine that was built of it unless the ONNX files are the same; other
+    files are left alone.
 
     Write the manifest after this.
 
@@ -101,7 +102,10 @@ def deliver(folder: Path, files: Mapping[str, Path | bytes]) -> None:
         UsageError: a name leads out of the folder, or the folder cannot be written.
         MissingResourceError: the disk is full.
     """
-    stale = (_listed(folder).keys() | _engine_files(_present(folder))) - files.keys()
+    listed = _listed(folder)
+    stale = listed.keys() - files.keys()
+    if not _same_graphs(listed, files):
+        stale |= _engine_files(_present(folder)) - files.keys()
     with friendly_os_errors(folder):
         for name in sorted(stale):
             _inside(folder, name).unlink(missing_ok=True)
@@ -146,6 +150,8 @@ def verify_manifest(folder: Path) -> list[str]:
     if not listed:
         return [f"{MANIFEST} is missing or is not a manifest made by compress."]
     present = _present(folder)
+    if _built_since(folder):
+        listed = {name: entry for name, entry in listed.items() if name not in _engine_files(set(listed))}
     problems = [f"{name} is missing." for name in sorted(listed.keys() - present)]
     problems += [f"{name} was added." for name in sorted(present - listed.keys() - _engine_files(present))]
     for name in sorted(present & listed.keys()):
@@ -231,12 +237,32 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (here / name for name in folders if (here / name).is_symlink())
 
 
+def _same_graphs(listed: Mapping[str, Mapping[str, Any]], files: Mapping[str, Path | bytes]) -> bool:
+    """Whether an engine that was built of the listed files is one of these, which bring none themselves."""
+    graphs = {name: content for name, content in files.items() if name.endswith(".onnx")}
+    before = {name: entry.get("sha256") for name, entry in listed.items() if name.endswith(".onnx")}
+    now = {
+        name: sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+        for name, content in graphs.items()
+    }
+    return before == now and not _engine_files(set(files))
+
+
 def _is_partial(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(_PARTIAL)
 
 
 def _present(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST, MARKER}
+
+
+def _built_since(folder: Path) -> bool:
+    """Whether the engine in the folder is one of `build_engine.sh`, by its receipt."""
+    try:
+        receipt = json.loads((folder / "engine.receipt.json").read_bytes())
+        return isinstance(receipt, dict) and receipt.get("plan_sha256") == sha256_of(folder / "student.plan")
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _engine_files(names: set[str]) -> set[str]:

@@ -37,7 +37,8 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
     graph = next(graph for graph in of_precision if not graph.typed)
     typed = next((graph for graph in of_precision if graph.typed), None)
     needs_engine = target.runtime == "tensorrt"
-    batch = read_graph(folder / graph.file_name).shape[0]
+    facts = read_graph(folder / graph.file_name)
+    batch = facts.shape[0]
     largest = target.max_batch if needs_engine else _REPLAY_BATCH
     replay = {
         "onnx": graph.file_name,
@@ -51,15 +52,18 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
     write_file(deploy / "replay.json", json.dumps(replay, indent=2).encode() + b"\n")
     write_file(deploy / "replay.py", _TEMPLATES / "replay.py")
     if needs_engine:
-        write_file(deploy / "build_engine.sh", build_script(target, graph, typed, input, batch).encode())
+        write_file(
+            deploy / "build_engine.sh", build_script(target, graph, typed, input, batch, facts.quantized).encode()
+        )
 
 
 def build_script(
-    target: Target, graph: ExportedGraph, typed: ExportedGraph | None, input: InputSpec, batch: int
+    target: Target, graph: ExportedGraph, typed: ExportedGraph | None, input: InputSpec, batch: int, quantized: bool
 ) -> str:
     """The POSIX shell script that builds the engine of that graph on the device; a batch of -1 is open.
 
-    Where its TensorRT takes typed graphs only, the engine is that of `typed`.
+    Where its TensorRT takes typed graphs only, the engine is that of `typed`. Without Q/DQ pairs, `--int8` would ask for
+    ranges that nobody gave.
     """
     shape = (batch, input.channels, input.height, input.width)
     environment = jinja2.Environment(
@@ -76,7 +80,7 @@ def build_script(
         typed=typed,
         first_typed_only=FIRST_TYPED_ONLY,
         default_version=newest_with_flags(target),
-        precision_flags=precision_flags(target, graph.precision),
+        precision_flags=precision_flags(target, graph.precision if quantized else "fp32"),
         shape_flags=shape_flags(shape, target.max_batch),
         load_flags=load_flags(shape),
     )

@@ -11,11 +11,23 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from compress.exporters.legalise import Array
 from compress.pipeline.errors import InputError
 
-SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
-"""Of a Q/DQ pair: the smallest normal number, for what is below may be taken for zero."""
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
+"""Of a Q/DQ pair, which must be above zero."""
 
 _SHAPES = {"Resize": (1, 2, 3)}
 """Inputs that stay fp32 by the definition of the operator: regions and scales, not values."""
+
+
+def with_half_scales(model: ModelProto) -> ModelProto:
+    """A copy whose Q/DQ scales are numbers that fp16 has, still in fp32: weights become integers by the scales they get."""
+    rounded = ModelProto()
+    rounded.CopyFrom(model)
+    scales = _scales(rounded.graph)
+    for tensor in rounded.graph.initializer:
+        if tensor.name in scales:
+            values = numpy_helper.to_array(_half(tensor, least=SMALLEST_SCALE)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return rounded
 
 
 def in_half_precision(model: ModelProto) -> ModelProto:
@@ -28,7 +40,7 @@ def in_half_precision(model: ModelProto) -> ModelProto:
     typed.CopyFrom(model)
     graph = typed.graph
     kept = {name for node in graph.node for name in _fp32_inputs(node)}
-    scales = {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    scales = _scales(graph)
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
             tensor.CopyFrom(_half(tensor, least=SMALLEST_SCALE if tensor.name in scales else None))
@@ -36,6 +48,10 @@ def in_half_precision(model: ModelProto) -> ModelProto:
         _retype(node, kept)
     _cast_interface(graph)
     return typed
+
+
+def _scales(graph: GraphProto) -> set[str]:
+    return {node.input[1] for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
 
 
 def _fp32_inputs(node: NodeProto) -> list[str]:
@@ -46,9 +62,10 @@ def _half(tensor: TensorProto, least: float | None = None) -> TensorProto:
     values: Array = numpy_helper.to_array(tensor)
     with np.errstate(over="ignore"):  # what overflows is refused below, by name
         halves = np.asarray(values if least is None else np.maximum(values, least), dtype=np.float16)
-    if np.isfinite(values).all() and not np.isfinite(halves).all():
+    finite = np.isfinite(values)
+    if not np.isfinite(halves[finite]).all():
         raise InputError(
-            f"The constant '{tensor.name}' has values up to {np.abs(values).max():.3g}, too large for fp16.",
+            f"The constant '{tensor.name}' has values up to {np.abs(values[finite]).max():.3g}, too large for fp16.",
             "Choose a target without typed graphs; `compress targets` says which have them.",
         )
     return numpy_helper.from_array(halves, tensor.name)
@@ -59,16 +76,21 @@ def _retype(node: NodeProto, kept: set[str]) -> None:
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
-        is_constant = node.op_type in ("Constant", "ConstantOfShape") and attribute.name == "value"
-        if is_constant and attribute.t.data_type == TensorProto.FLOAT and node.output[0] not in kept:
+        is_constant = node.op_type in ("Constant", "ConstantOfShape") and node.output[0] not in kept
+        if is_constant and attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
             attribute.t.CopyFrom(_half(attribute.t))
+        elif is_constant and attribute.name in ("value_float", "value_floats"):
+            floats = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            tensor = _half(numpy_helper.from_array(np.array(floats, np.float32), node.output[0]))
+            attribute.CopyFrom(helper.make_attribute("value", tensor))
 
 
 def _cast_interface(graph: GraphProto) -> None:
     """A cast behind every fp32 input and in front of every fp32 output; the names of both stay."""
     inputs = [value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT]
     outputs = [value.name for value in graph.output if value.type.tensor_type.elem_type == TensorProto.FLOAT]
-    inner = {name: f"{name}_fp16" for name in (*inputs, *outputs)}
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    inner = {name: _unused(f"{name}_fp16", taken) for name in (*inputs, *outputs)}
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
@@ -78,6 +100,10 @@ def _cast_interface(graph: GraphProto) -> None:
     nodes = [*first, *graph.node, *last]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    return name if name not in taken else _unused(f"{name}_", taken)
 
 
 def _cast(taken: str, given: str, to: int) -> NodeProto:

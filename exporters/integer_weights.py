@@ -16,10 +16,11 @@ def store_integer_weights(model: ModelProto) -> ModelProto:
     graph = rewritten.graph
     values = constants(graph)
     weights = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] in values]
-    kept = [tensor for tensor in graph.initializer if tensor.name not in {node.input[0] for node in weights}]
     integers = [numpy_helper.from_array(_quantize(node, values), node.output[0]) for node in weights]
     for node in weights:
         graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend([*integers, *kept])
     return rewritten
@@ -33,9 +34,11 @@ def _quantize(node: NodeProto, values: dict[str, Array]) -> Array:
     data, scale, zero_point = (values[name] for name in node.input)
     axis = attributes(node).get("axis", 1)
     along = [-1 if index == axis else 1 for index in range(data.ndim)] if scale.ndim else ()
-    limits = np.iinfo(zero_point.dtype)
-    levels = np.rint(data.astype(np.float32) / scale.astype(np.float32).reshape(along)) + zero_point.reshape(
-        along
-    ).astype(np.float32)
-    integers: Array = levels.clip(limits.min, limits.max).astype(zero_point.dtype)
+    kind = zero_point.dtype
+    limits = np.iinfo(kind)
+    data, scale, zero_point = (
+        array.astype(np.float32) for array in (data, scale.reshape(along), zero_point.reshape(along))
+    )
+    levels = np.rint(data / scale) + zero_point
+    integers: Array = levels.clip(limits.min, limits.max).astype(kind)
     return integers

@@ -35,6 +35,7 @@ def legalise(model: ModelProto, opset: int, ir_version: int) -> ModelProto:
     _rewrite(graph, _global_average_pool)
     _rewrite(graph, _flatten)
     _rewrite(graph, _without_allow_zero)
+    _rewrite(graph, _hard_swish)
     _drop_unused_constants(graph)
     exported = next(entry.version for entry in inferred.opset_import if entry.domain == "")
     for node in graph.node:
@@ -111,6 +112,18 @@ def _without_allow_zero(node: NodeProto, facts: _Facts) -> list[NodeProto]:
     if node.op_type == "Reshape" and 0 not in (facts.integers(node.input[1]) or [0]):
         return [helper.make_node("Reshape", list(node.input), list(node.output), name=node.name)]
     return [node]
+
+
+def _hard_swish(node: NodeProto, facts: _Facts) -> list[NodeProto]:
+    """HardSwish (new in 14, and in TensorRT 10): x * max(0, min(1, x / 6 + 1 / 2)), by its own definition."""
+    if node.op_type != "HardSwish":
+        return [node]
+    data, output = node.input[0], node.output[0]
+    gate = f"{output}_gate"
+    return [
+        helper.make_node("HardSigmoid", [data], [gate], name=f"{node.name}_gate", alpha=1 / 6, beta=0.5),
+        helper.make_node("Mul", [data, gate], [output], name=node.name),
+    ]
 
 
 def _require_same_meaning(node: NodeProto, exported: int, opset: int) -> None:

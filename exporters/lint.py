@@ -42,7 +42,7 @@ SUPPORTED = frozenset({
     "Tanh", "Transpose", "Unsqueeze",
 })
 # fmt: on
-# HardSwish of opset 14 is not among them before TensorRT 10; exporters write it as HardSigmoid and Mul.
+# HardSwish of opset 14 is not among them before TensorRT 10; the exporter here writes it as HardSigmoid and Mul.
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
@@ -126,8 +126,13 @@ class _Graph:
     @property
     def typed(self) -> bool:
         """Whether its Q/DQ pairs are of fp16, in part at least."""
-        scales = (self.constants.get(node.input[1]) for node in self.of(*_PAIR))
-        return any(scale is not None and scale.dtype == np.float16 for scale in scales)
+        return np.dtype(np.float16) in self.scale_types
+
+    @property
+    def scale_types(self) -> set[np.dtype[np.generic]]:
+        """Of all Q/DQ pairs whose scales are constants."""
+        scales = (self.constants.get(node.input[1]) for node in self.of(*_PAIR) if not self.is_bias(node))
+        return {scale.dtype for scale in scales if scale is not None}
 
     def of(self, *operators: str) -> list[NodeProto]:
         return [node for node in self.nodes if node.op_type in operators]
@@ -286,6 +291,9 @@ def _half_pairs(graph: _Graph, target: Target) -> Iterator[Finding]:
         yield Finding(
             rule="R11", node="", message=f"The Q/DQ pairs are of fp16: {target.name} takes no typed graphs.", cure=cure
         )
+    elif len(graph.scale_types) > 1:
+        message = "Some Q/DQ pairs are of fp16 and some are not, which no typed graph can join."
+        yield Finding(rule="R11", node="", message=message, cure="Give all pairs scales of fp16.")
     elif graph.opset < FIRST_HALF_PAIRS:
         message = f"The Q/DQ pairs are of fp16, which the operator set {graph.opset} does not have."
         yield Finding(rule="R11", node="", message=message, cure=f"Export for opset {FIRST_HALF_PAIRS} or later.")

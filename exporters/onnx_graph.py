@@ -16,7 +16,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from compress.exporters.folding import fold_batch_norm
-from compress.exporters.half import in_half_precision
+from compress.exporters.half import in_half_precision, with_half_scales
 from compress.exporters.integer_weights import store_integer_weights
 from compress.exporters.legalise import legalise
 from compress.exporters.targets import Precision
@@ -73,10 +73,12 @@ def export_onnx(
     # Rounded to fp16 are the weights that run, not those that batch norm has yet to scale.
     network = fold_batch_norm(model).eval() if precision == "fp16" else model
     graph = legalise(_export(network, example, max(opset, OLDEST_EXPORTED_OPSET), dynamic_batch), opset, ir_version)
+    if typed:
+        graph = with_half_scales(graph)
+    if integer_weights:  # by the scales that the file will have, and before anything else rounds them
+        graph = store_integer_weights(graph)
     if typed or precision == "fp16":
         graph = in_half_precision(graph)
-    if integer_weights:  # by the scales that the file will have
-        graph = store_integer_weights(graph)
     onnx.helper.set_model_props(graph, dict(sorted(metadata.items())))
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -164,7 +166,10 @@ def _require_parity(model: nn.Module, path: Path, images: Tensor, precision: Pre
     found = np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch.numpy()})[0] for batch in batches])
     differences = np.abs(found - expected)
     if precision == "int8":
-        difference, tolerance = float(differences.mean()), INT8_TOLERANCE * max(float(expected.std()), SMALLEST_SPREAD)
+        # An error that one class has on all images is no matter of borders either, however many classes there are.
+        of_a_class = np.abs((found - expected).mean(axis=0)).max()
+        difference = float(max(differences.mean(), of_a_class))
+        tolerance = INT8_TOLERANCE * max(float(expected.std()), SMALLEST_SPREAD)
         agrees = difference <= tolerance
     else:
         difference, tolerance = float(differences.max()), TOLERANCE[precision] * max(1.0, float(np.abs(expected).max()))

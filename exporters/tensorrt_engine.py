@@ -122,8 +122,10 @@ def trtexec_line(
 
 
 def newest_with_flags(target: Target) -> str:
-    """Of the versions that the target lists, the newest that is told by flags what it may compute in."""
-    return next(version for version in reversed(target.tensorrt) if not takes_typed_only(version))
+    """Of the versions that the target lists, the newest that is told by flags what it may compute in, if one is."""
+    return next(
+        (version for version in reversed(target.tensorrt) if not takes_typed_only(version)), target.tensorrt[-1]
+    )
 
 
 def build_engine(onnx: Path, plan: Path, target: Target, typed: Path | None = None) -> EngineRecord:
@@ -258,7 +260,7 @@ def _refusal(trt: Any, builder: Any, onnx: Path, target: Target, graph: Graph) -
     if takes_typed_only(trt.__version__) and target.engine_fp16 and not graph.half:
         return (
             f"No engine was built: TensorRT {trt.__version__} runs typed graphs only and {onnx.name} leaves the choice "
-            f"of fp16 to the builder. Use TensorRT {' or '.join(target.tensorrt)}."
+            f"of fp16 to the builder. Use TensorRT {newest_with_flags(target)}."
         )
     if graph.quantized and not getattr(builder, "platform_has_fast_int8", True):
         return f"No engine was built: the GPU of this machine has no int8 arithmetic, which {onnx.name} needs."

@@ -242,15 +242,14 @@ def find_artifact(ledger: Sequence[ArtifactFidelity], artifact: str) -> Artifact
     raise ValueError(f"{artifact} is not in the ledger")
 
 
-def weakest(rows: Sequence[ArtifactFidelity]) -> ArtifactFidelity:
+def weakest(rows: Sequence[ArtifactFidelity], adequacy: ProbeAdequacy) -> ArtifactFidelity:
     """Of artifacts any of which the device may run, the one that decides: of the worst verdict, and the least agreement."""
-    decisive = worst([row.verdict for row in rows])
-    return min((row for row in rows if row.verdict == decisive), key=lambda row: row.agreement.value)
+    decisive = worst([overall_verdict(row, adequacy) for row in rows])
+    return min((row for row in rows if overall_verdict(row, adequacy) == decisive), key=lambda row: row.agreement.value)
 
 
-def overall_verdict(ledger: Sequence[ArtifactFidelity], shipped: str, adequacy: ProbeAdequacy) -> Verdict:
-    """The verdict of the shipped artifact; with inadequate probes INCONCLUSIVE, unless a gate failed that needs none."""
-    row = find_artifact(ledger, shipped)
+def overall_verdict(row: ArtifactFidelity, adequacy: ProbeAdequacy) -> Verdict:
+    """The verdict of an artifact; with inadequate probes INCONCLUSIVE, unless a gate failed that needs none."""
     if adequacy.adequate:
         return row.verdict
     return worst(["INCONCLUSIVE", *(gate.verdict for gate in row.gates if gate.name in PROBE_FREE)])

@@ -25,7 +25,7 @@ from compress.exporters.qdq import (
 )
 from compress.exporters.targets import Target
 from compress.pipeline.errors import CompressError
-from compress.pipeline.metrics import kl_divergence, top_k_agreement
+from compress.pipeline.metrics import kl_divergence, top_k_agreement, wilson_interval
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.records import QuantizeRecord
@@ -78,13 +78,16 @@ def quantize(
     module = calibrate(student, seen, settings, scheme, runtime)
     calibrated = jury.score(module)
     costs = layer_costs(module, [_to_float(batch, _device_of(student)) for batch in held_out[:COST_IMAGES].split(64)])
-    wanted = min(in_float.agreement - settings.max_loss, 1.0 if min_agreement is None else min_agreement)
     left_float: tuple[str, ...] = ()
-    while calibrated.agreement < wanted and len(left_float) < min(settings.max_left_float, len(costs)):
-        left_float += (costs[len(left_float)].layer,)
-        fewer = settings.model_copy(update={"exclude": (*settings.exclude, *left_float)})
-        module = calibrate(student, seen, fewer, scheme, runtime)
-        calibrated = jury.score(module)
+    # A network without any rounding would be no int8 network.
+    for cost in costs[: min(settings.max_left_float, len(costs) - 1)]:
+        if calibrated.agreement >= in_float.agreement - settings.max_loss or jury.clears(min_agreement, calibrated):
+            break
+        fewer = settings.model_copy(update={"exclude": (*settings.exclude, *left_float, cost.layer)})
+        candidate = calibrate(student, seen, fewer, scheme, runtime)
+        score = jury.score(candidate)
+        if score.agreement > calibrated.agreement:
+            module, calibrated, left_float = candidate, score, (*left_float, cost.layer)
     weights = {name: value.clone() for name, value in module.state_dict().items()}
     train(module, teacher_logits, seen, settings, generator, on_progress)
     trained = jury.score(module)
@@ -123,6 +126,11 @@ class _Jury:
     def of(cls, teacher_logits: TeacherLogits, images: Tensor, batch_size: int, device: torch.device) -> "_Jury":
         batches = tuple(_to_float(batch, device) for batch in images.split(batch_size))
         return cls(batches, np.concatenate([teacher_logits(batch).float().cpu().numpy() for batch in batches]))
+
+    def clears(self, limit: float | None, score: _Score) -> bool:
+        """Whether the whole interval of the agreement does, as the verdict will ask of the probes."""
+        images = len(self.teacher)
+        return limit is not None and wilson_interval(score.agreement * images, images)[0] >= limit
 
     @torch.no_grad()
     def score(self, network: nn.Module) -> _Score:

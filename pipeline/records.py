@@ -229,6 +229,7 @@ class ExportRecord(Record):
     target: str
     graphs: tuple[ExportedGraph, ...]
     engine: EngineRecord
+    notes: tuple[str, ...] = ()
 
 
 class Proportion(Record):

@@ -1,12 +1,14 @@
 """Validates a delivered folder again, as it lies there, or with what an engine answered on its device."""
 
-import json
+import hashlib
+import io
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 
 from compress.exporters.bundle import sha256_of, verify_manifest
@@ -20,22 +22,50 @@ from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ArtifactFidelity, ValidateRecord
 from compress.pipeline.report import ReportData
-from compress.pipeline.validation import concluded, decisive_graphs, fidelity_of, graph_rows
+from compress.pipeline.validation import concluded, decisive_rows, fidelity_of, graph_rows
 
 RECEIPT_SUFFIX, LOGITS_SUFFIX = ".receipt.json", ".logits.npy"
 
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""SHA-256."""
 
-def revalidate(folder: Path, receipt: Path | None = None, min_agreement: float | None = None) -> ValidateRecord:
+
+class Replay(BaseModel):
+    """What `deploy/replay.py` found out about an engine."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    plan_sha256: Digest
+    plan_bytes: int = Field(gt=0)
+    onnx_sha256: Digest
+    probes_sha256: Digest
+    logits_sha256: Digest
+
+
+class Receipt(BaseModel):
+    """Of an engine: what `build_engine.sh` wrote, where it did, and what `replay.py` added."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    onnx_sha256: Digest | None = None
+    plan_sha256: Digest | None = None
+    latency_ms: float | None = Field(default=None, ge=0)
+    replay: Replay
+
+
+def revalidate(
+    folder: Path, receipt: Path | None = None, min_agreement: float | None = None, engine: bool = False
+) -> ValidateRecord:
     """Measure every artifact of a delivered folder once more on its probes.
 
-    With the `receipt` of an engine, whose logits lie beside it, the engine decides. `min_agreement` takes the place of the
-    limit that the folder was made with.
+    With the `receipt` of an engine, whose logits lie beside it, the engine decides; with `engine` the one in the folder,
+    which is a program that is run. `min_agreement` takes the place of the limit that the folder was made with.
 
     Raises:
         GateError: a file is not as it was delivered.
-        UsageError: there is no such folder or receipt.
+        UsageError: there is no such folder, receipt or engine.
         InputError: the report is of another version, or the receipt is not that of an engine of this folder.
-        MissingResourceError: the folder holds an engine, and TensorRT is missing here.
+        MissingResourceError: TensorRT or a GPU is missing for the engine.
     """
     report = _report(folder)
     probes = Probes.load(folder / "probes.npz")
@@ -45,20 +75,19 @@ def revalidate(folder: Path, receipt: Path | None = None, min_agreement: float |
     student = Normalised(build(report.distill.spec), report.teacher.input.mean, report.teacher.input.std)
     student.load_state_dict(load_file(folder / "student.safetensors"))
     in_torch = fidelity_of(folder / "student.safetensors", "fp32", TorchRunner(student), probes, gates)
-    graphs = graph_rows(folder, report.export.graphs, report.target, probes, gates)
-    ledger, decisive = [in_torch, *graphs], decisive_graphs(graphs, report.target)
+    rows = graph_rows(folder, report.export.graphs, report.target, probes, gates)
+    decisive = decisive_rows(rows, report.export.graphs)
     if receipt is not None:
         decisive = [_engine_of(receipt, report, folder, probes, gates)]
-        ledger += decisive
-    elif report.export.engine.built:
-        plan = folder / PLAN_NAME
-        decisive = [fidelity_of(plan, report.target.shipped, EngineRunner(plan), probes, gates)]
-        ledger += decisive
-    return concluded(ledger, decisive, probes)
+        rows += decisive
+    elif engine:
+        decisive = [_engine_here(folder / PLAN_NAME, report, probes, gates)]
+        rows += decisive
+    return concluded([in_torch, *rows], decisive, probes)
 
 
 def _report(folder: Path) -> ReportData:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise UsageError(f"There is no folder '{folder}'.", "Name the folder that `compress` wrote with -o.")
     problems = verify_manifest(folder)
     if problems:
@@ -71,25 +100,30 @@ def _report(folder: Path) -> ReportData:
         ) from error
 
 
+def _engine_here(plan: Path, report: ReportData, probes: Probes, gates: Gates) -> ArtifactFidelity:
+    if not plan.is_file():
+        raise UsageError(f"There is no engine '{plan}'.", "deploy/build_engine.sh builds it, on the device.")
+    return fidelity_of(plan, report.target.shipped, EngineRunner(plan), probes, gates)
+
+
 def _engine_of(path: Path, report: ReportData, folder: Path, probes: Probes, gates: Gates) -> ArtifactFidelity:
     """The engine's row, from what `deploy/replay.py` wrote on the device."""
-    receipt = _json(path)
-    replay = receipt.get("replay")
-    if not isinstance(replay, dict):
-        raise InputError(f"'{path}' holds no answers of the engine.", "Run deploy/replay.py on the device first.")
-    graphs = {graph.sha256 for graph in report.export.graphs}
-    if replay.get("onnx_sha256") not in graphs or receipt.get("onnx_sha256", replay["onnx_sha256"]) not in graphs:
-        raise InputError(f"'{path}' is of an engine of another student.", f"Its ONNX file is none of '{folder}'.")
-    if replay.get("probes_sha256") != sha256_of(folder / "probes.npz"):
+    receipt = _read(path)
+    replay = receipt.replay
+    deployable = {graph.sha256 for graph in report.export.graphs if graph.precision == report.target.shipped}
+    if replay.onnx_sha256 not in deployable or (receipt.onnx_sha256 or replay.onnx_sha256) != replay.onnx_sha256:
+        raise InputError(
+            f"'{path}' is of an engine of another file.", f"It was built from none that '{folder}' has for an engine."
+        )
+    if replay.probes_sha256 != sha256_of(folder / "probes.npz"):
         raise InputError(f"'{path}' tells of other probes.", "Replay the probes of this folder on the device.")
-    if receipt.get("plan_sha256", replay.get("plan_sha256")) != replay.get("plan_sha256"):
+    if (receipt.plan_sha256 or replay.plan_sha256) != replay.plan_sha256:
         raise InputError(f"'{path}' tells of another engine than was built.", "Run deploy/replay.py once more.")
-    latency = receipt.get("latency_ms")
     return measure_artifact(
-        str(receipt.get("plan", PLAN_NAME)),
+        PLAN_NAME,
         precision=report.target.shipped,
-        size_bytes=int(replay.get("plan_bytes", 0)),
-        latency_ms=float(latency) if isinstance(latency, int | float) else None,
+        size_bytes=replay.plan_bytes,
+        latency_ms=receipt.latency_ms,
         teacher_logits=probes.teacher_logits,
         student_logits=_logits(path, replay, probes.teacher_logits.shape),
         kinds=probes.kind,
@@ -97,28 +131,35 @@ def _engine_of(path: Path, report: ReportData, folder: Path, probes: Probes, gat
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Receipt:
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.", "Name an engine.receipt.json.") from error
-    except ValueError as error:
-        raise InputError(f"'{path}' is no receipt.", "Name an engine.receipt.json.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"'{path}' is no receipt.", "Name an engine.receipt.json.")
-    return content
+    try:
+        return Receipt.model_validate_json(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        if where == "replay":
+            raise InputError(f"'{path}' holds no answers of the engine.", "Run deploy/replay.py first.") from error
+        what = f" ('{where}')" if where else ""
+        raise InputError(
+            f"'{path}' is no receipt of deploy/replay.py{what}.", "Copy it from the device again."
+        ) from error
 
 
-def _logits(receipt: Path, replay: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _logits(receipt: Path, replay: Replay, shape: tuple[int, ...]) -> NDArray[np.float32]:
     path = receipt.with_name(receipt.name.removesuffix(RECEIPT_SUFFIX) + LOGITS_SUFFIX)
-    if not path.is_file():
-        raise UsageError(f"'{path}' is missing.", "Copy it from the device together with the receipt.")
-    if sha256_of(path) != replay.get("logits_sha256"):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be read: {error.strerror}.", "Copy it together with the receipt.") from error
+    if hashlib.sha256(content).hexdigest() != replay.logits_sha256:
         raise InputError(f"'{path}' is not what the receipt tells of.", "Copy both from the device again.")
     try:
-        logits: NDArray[np.float32] = np.load(path, allow_pickle=False).astype(np.float32)
-    except ValueError as error:
+        logits = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, TypeError, MemoryError) as error:
         raise InputError(f"'{path}' holds no logits.", "Run deploy/replay.py once more.") from error
-    if logits.shape != shape:
-        raise InputError(f"'{path}' holds logits {list(logits.shape)}, the teacher's are {list(shape)}.")
+    if logits.dtype != np.float32 or logits.shape != shape:
+        raise InputError(f"'{path}' holds {logits.dtype} {list(logits.shape)}, not float32 {list(shape)}.")
     return logits

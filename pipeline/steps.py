@@ -15,6 +15,7 @@ from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT
 from compress.pipeline.distillation.stage import distill as distill_student
 from compress.pipeline.distillation.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from compress.pipeline.distillation.tensorboard import Curves
+from compress.pipeline.errors import CompressError
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.parallel.follow import Work, hand_out, identity_of
 from compress.pipeline.quantize import quantize as quantize_student
@@ -32,7 +33,7 @@ from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
 from compress.pipeline.tensor_files import write_tensors
-from compress.pipeline.validation import concluded, decisive_graphs, fidelity_of, graph_rows
+from compress.pipeline.validation import concluded, decisive_rows, fidelity_of, graph_rows
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
     QUANTIZED_FILE,
@@ -241,18 +242,25 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
     def produce(folder: Path) -> ExportRecord:
         graphs = tuple(graph(precision, folder) for precision in target.precisions)
         shipped = folder / graphs[-1].file_name
-        typed = None
+        typed: Path | None = None
+        notes: tuple[str, ...] = ()
         if target.typed is not None:
-            graphs += (graph("int8", folder, target.typed),)
-            typed = folder / graphs[-1].file_name
+            try:
+                graphs += (graph("int8", folder, target.typed),)
+                typed = folder / graphs[-1].file_name
+            except CompressError as error:  # TensorRT up to 10 does without it, and hours of learning are behind
+                notes = (f"There is no file for TensorRT 11: {error.message}",)
         engine = build_engine(shipped, folder / PLAN_NAME, target, typed)
         write_deploy(folder, target.model_copy(update={"gates": space.settings.gates}), graphs, teacher_input)
-        return ExportRecord(target=target.name, graphs=graphs, engine=engine)
+        return ExportRecord(target=target.name, graphs=graphs, engine=engine, notes=notes)
 
     def summary(record: ExportRecord) -> str:
         return ", ".join(f"{graph.file_name} (opset {graph.opset})" for graph in record.graphs)
 
-    return space.stage("export", inputs, ExportRecord, produce, summary)
+    record = space.stage("export", inputs, ExportRecord, produce, summary)
+    for note in record.notes:
+        space.progress.note(note, "warning")
+    return record
 
 
 def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -> ValidateRecord:
@@ -271,7 +279,7 @@ def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -
         weights = space.file("distill", STUDENT_FILE)
         in_torch = fidelity_of(weights, "fp32", TorchRunner(space.student(student)), probes, gates)
         rows = graph_rows(space.results["export"].folder, exported.graphs, space.target, probes, gates)
-        decisive = decisive_graphs(rows, space.target)
+        decisive = decisive_rows(rows, exported.graphs)
         if exported.engine.built:
             plan = space.file("export", PLAN_NAME)
             decisive = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), probes, gates)]

@@ -44,25 +44,25 @@ def graph_rows(
     return rows
 
 
-def decisive_graphs(rows: Sequence[ArtifactFidelity], target: Target) -> Sequence[ArtifactFidelity]:
+def decisive_rows(rows: Sequence[ArtifactFidelity], graphs: Sequence[ExportedGraph]) -> Sequence[ArtifactFidelity]:
     """Of the graphs' rows, those that the device may run: which int8 file its engine is built from, its TensorRT decides."""
-    return rows[-2:] if target.typed is not None else rows[-1:]
+    return rows[-2:] if graphs[-1].typed else rows[-1:]
 
 
 def concluded(
     ledger: Sequence[ArtifactFidelity], decisive: Sequence[ArtifactFidelity], probes: Probes
 ) -> ValidateRecord:
     """The ledger and its verdict, which is that of the weakest of the `decisive` rows."""
-    shipped = weakest(decisive).artifact
     num_classes = probes.teacher_logits.shape[1]
     adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, num_classes)
+    shipped = weakest(decisive, adequacy)
     kinds, counts = np.unique(probes.kind, return_counts=True)
     return ValidateRecord(
         probes=len(probes.images),
         probe_kinds=dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
         adequacy=adequacy,
         ledger=tuple(ledger),
-        shipped=shipped,
-        verdict=overall_verdict(ledger, shipped, adequacy),
+        shipped=shipped.artifact,
+        verdict=overall_verdict(shipped, adequacy),
         cpu=cpu_name(),
     )

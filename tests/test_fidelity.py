@@ -54,7 +54,7 @@ def validated(row: ArtifactFidelity, adequacy: ProbeAdequacy) -> ValidateRecord:
         adequacy=adequacy,
         ledger=(row,),
         shipped=row.artifact,
-        verdict=fidelity.overall_verdict([row], row.artifact, adequacy),
+        verdict=fidelity.overall_verdict(row, adequacy),
         cpu="a CPU",
     )
 
@@ -297,27 +297,32 @@ ADEQUATE = fidelity.assess_adequacy(*probes(), CLASSES)
 INADEQUATE = ADEQUATE.model_copy(update={"adequate": False, "reasons": ("the teacher names only 2 of 10 classes",)})
 
 
-def test_the_shipped_artifact_decides_and_the_others_do_not() -> None:
-    shipped = measured(wrong_on(0))
-    other = measured(wrong_on(900)).model_copy(update={"artifact": "student.onnx"})
-    assert fidelity.overall_verdict([other, shipped], "student.int8.onnx", ADEQUATE) == "PASS"
-    assert fidelity.overall_verdict([other, shipped], "student.onnx", ADEQUATE) == "FAIL"
+def test_of_the_artifacts_that_a_device_may_run_the_weakest_decides() -> None:
+    right, nearly = measured(wrong_on(0)), measured(wrong_on(900)).model_copy(update={"artifact": "student.onnx"})
+    assert fidelity.weakest([right, nearly], ADEQUATE) is nearly
+    assert fidelity.overall_verdict(nearly, ADEQUATE) == "FAIL"
 
 
-def test_an_artifact_that_was_not_measured_cannot_be_judged() -> None:
+def test_on_inadequate_probes_a_failure_that_needs_none_decides_whatever_the_agreement() -> None:
+    too_large = measured(wrong_on(0), size_bytes=2_000_000)
+    less_agreed = measured(wrong_on(900)).model_copy(update={"artifact": "student.int8.typed.onnx"})
+    assert fidelity.weakest([too_large, less_agreed], INADEQUATE) is too_large
+
+
+def test_an_artifact_that_was_not_measured_cannot_be_told_of() -> None:
     with pytest.raises(ValueError, match=r"student\.fp16\.onnx is not in the ledger"):
-        fidelity.overall_verdict([measured(wrong_on(0))], "student.fp16.onnx", ADEQUATE)
+        fidelity.find_artifact([measured(wrong_on(0))], "student.fp16.onnx")
 
 
 @pytest.mark.parametrize("wrong", [0, 90, 900])
 def test_inadequate_probes_are_inconclusive_whatever_the_agreement(wrong: int) -> None:
     row = measured(wrong_on(wrong), Gates(min_agreement=0.9))
-    assert fidelity.overall_verdict([row], row.artifact, INADEQUATE) == "INCONCLUSIVE"
+    assert fidelity.overall_verdict(row, INADEQUATE) == "INCONCLUSIVE"
 
 
 def test_a_broken_output_or_an_excess_size_fails_even_on_inadequate_probes() -> None:
     for row in (measured(with_value(np.nan)(probes()[0])), measured(wrong_on(0), size_bytes=2_000_000)):
-        assert fidelity.overall_verdict([row], row.artifact, INADEQUATE) == "FAIL"
+        assert fidelity.overall_verdict(row, INADEQUATE) == "FAIL"
 
 
 def test_the_sentence_of_a_pass_says_what_it_rests_on() -> None:

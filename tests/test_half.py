@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from compress.exporters.half import SMALLEST_SCALE, in_half_precision
+from compress.exporters.half import in_half_precision, with_half_scales
 from compress.exporters.integer_weights import store_integer_weights
 from compress.exporters.runners import OnnxRunner
 from compress.pipeline.errors import InputError
@@ -60,9 +60,37 @@ def test_a_scale_that_fp16_would_take_for_zero_is_raised_to_its_smallest_number(
     graph = quantized_model()
     tensor = next(tensor for tensor in graph.graph.initializer if tensor.name == "first.weight.scale")
     tensor.CopyFrom(numpy_helper.from_array(np.array([0.004, 1e-9], np.float32), tensor.name))
-    # The smallest normal number of fp16 is 2^-14.
-    assert constants(in_half_precision(graph))["first.weight.scale"].tolist() == [np.float16(0.004), 2**-14]
-    assert SMALLEST_SCALE == 2**-14
+    # The smallest number of fp16 above zero is 2^-24.
+    for rounded in (in_half_precision(graph), with_half_scales(graph)):
+        assert constants(rounded)["first.weight.scale"].tolist() == [np.float16(0.004), 2**-24]
+    assert constants(with_half_scales(graph))["first.weight.scale"].dtype == np.float32
+
+
+def test_small_weights_become_integers_by_the_scales_of_the_file() -> None:
+    # 2^-20 is a number that fp16 has only four bits of; weights of 100 times that are 100 whatever fp16 makes of them.
+    graph = quantized_model()
+    for name, array in {"first.weight.scale": [2**-20] * 2, "first.w": np.full((2, 1, 3, 3), 100 * 2**-20)}.items():
+        tensor = next(tensor for tensor in graph.graph.initializer if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(np.array(array, np.float32), name))
+    typed_graph = in_half_precision(store_integer_weights(with_half_scales(graph)))
+    assert (constants(typed_graph)["first.weight.int8"] == 100).all()
+
+
+def test_the_names_of_casts_are_new() -> None:
+    graph = linear_model()
+    graph.graph.node[0].output[0] = graph.graph.node[1].input[0] = "images_fp16"
+    onnx.checker.check_model(in_half_precision(graph))
+    names = [name for node in in_half_precision(graph).graph.node for name in node.output]
+    assert len(names) == len(set(names))
+
+
+def test_constants_that_are_attributes_of_floats_follow_too() -> None:
+    graph = linear_model()
+    graph.graph.node.insert(0, helper.make_node("Constant", [], ["one"], "one", value_float=0.5))
+    graph.graph.node.insert(0, helper.make_node("Constant", [], ["two"], "two", value_floats=[0.5, 2.0]))
+    found = [node.attribute[0] for node in in_half_precision(graph).graph.node if node.op_type == "Constant"]
+    assert [numpy_helper.to_array(attribute.t).tolist() for attribute in found] == [[0.5, 2.0], 0.5]
+    assert {attribute.t.data_type for attribute in found} == {TensorProto.FLOAT16}
 
 
 def test_a_constant_beyond_fp16_is_refused_by_name() -> None:

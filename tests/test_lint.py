@@ -296,6 +296,13 @@ def test_pairs_of_fp16_need_operator_set_19(tmp_path: Path) -> None:
     assert "fp16, which the operator set 17 does not have" in found.message
 
 
+def test_pairs_of_fp16_and_of_fp32_do_not_mix(tmp_path: Path) -> None:
+    model = typed(quantized_model())
+    set_constant(model, "second.weight.scale", [0.004, 0.004], np.float32)
+    (found,) = findings(model, tmp_path, "nvidia-gpu")
+    assert (found.rule, found.cure) == ("R11", "Give all pairs scales of fp16.")
+
+
 def test_an_integer_bias_is_refused_in_a_typed_graph_too(tmp_path: Path) -> None:
     model = typed(quantized_model())
     integer_bias(model)

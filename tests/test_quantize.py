@@ -126,6 +126,17 @@ def test_a_layer_that_does_not_bear_rounding_stays_in_floating_point() -> None:
     assert all_rounded.agreement_calibrated < record.agreement_calibrated
 
 
+def test_one_layer_stays_quantized_and_an_exclusion_that_does_not_help_is_taken_back() -> None:
+    network = outlier()
+    harmless = tuple(
+        f"network.{name}" for name in ("conv1", "layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0")
+    )
+    strict = without_tail().model_copy(update={"max_loss": 0.0, "max_left_float": 9, "exclude": harmless})
+    _, record = quantize(network, network, POOL, strict, "s8s8", seed=0)
+    assert record.left_float == ("network.layer1.0.conv2",)
+    assert record.quantized_layers == ("network.layer1.0.conv1",)
+
+
 def test_no_layer_is_spared_where_the_gate_is_met_or_little_is_lost() -> None:
     network = outlier()
     strict = without_tail().model_copy(update={"max_loss": 0.0})

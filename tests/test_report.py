@@ -92,7 +92,7 @@ def validation(
         adequacy=adequacy,
         ledger=tuple(ledger),
         shipped="student.int8.onnx",
-        verdict=fidelity.overall_verdict(ledger, "student.int8.onnx", adequacy),
+        verdict=fidelity.overall_verdict(fidelity.find_artifact(ledger, "student.int8.onnx"), adequacy),
         cpu=CPU,
     )
 

@@ -102,7 +102,14 @@ def test_an_engine_that_answers_otherwise_fails(folder: Path) -> None:
     ("changes", "code", "words"),
     [
         ({"replay": None}, 3, "holds no answers of the engine"),
-        ({"onnx_sha256": "0" * 64}, 3, "is of an engine of another student"),
+        ({"onnx_sha256": "0" * 64}, 3, "is of an engine of another file"),
+        ({"onnx_sha256": []}, 3, "is no receipt of deploy/replay.py ('replay.onnx_sha256')"),
+        ({"plan_bytes": None}, 3, "is no receipt of deploy/replay.py ('replay.plan_bytes')"),
+        ({"plan_bytes": -5}, 3, "is no receipt of deploy/replay.py ('replay.plan_bytes')"),
+        ({"plan_bytes": True}, 3, "is no receipt of deploy/replay.py ('replay.plan_bytes')"),
+        ({"latency_ms": "soon"}, 3, "is no receipt of deploy/replay.py ('latency_ms')"),
+        ({"latency_ms": -1.0}, 3, "is no receipt of deploy/replay.py ('latency_ms')"),
+        ({"latency_ms": float("nan")}, 3, "is no receipt of deploy/replay.py"),
         ({"probes_sha256": "0" * 64}, 3, "tells of other probes"),
         ({"plan_sha256": "0" * 64}, 3, "tells of another engine than was built"),
         ({"logits_sha256": "0" * 64}, 3, "is not what the receipt tells of"),
@@ -118,19 +125,38 @@ def test_a_receipt_of_something_else_is_refused(
 
 def test_logits_that_are_missing_of_another_shape_or_pickled_are_refused(folder: Path) -> None:
     receipt = answer(folder, lambda teacher: teacher[:, :2])
-    assert "holds logits [" in compress("validate", folder, "--receipt", receipt).stderr
+    assert "holds float32 [" in compress("validate", folder, "--receipt", receipt).stderr
     logits = receipt.with_name("engine.logits.npy")
     np.save(logits, np.array([{}], dtype=object), allow_pickle=True)
-    content = json.loads(receipt.read_text())
-    content["replay"]["logits_sha256"] = sha256_of(logits)
-    receipt.write_text(json.dumps(content))
-    refused = compress("validate", folder, "--receipt", receipt)
-    assert refused.exit_code == 3 and "holds no logits" in refused.stderr
+    for content in (logits.read_bytes(), b"", b"PK\3\4", b"\x93NUMPY\1\0"):
+        logits.write_bytes(content)
+        told = json.loads(receipt.read_text())
+        told["replay"]["logits_sha256"] = sha256_of(logits)
+        receipt.write_text(json.dumps(told))
+        refused = compress("validate", folder, "--receipt", receipt)
+        assert refused.exit_code == 3 and "holds no logits" in refused.stderr
     logits.unlink()
-    assert "is missing" in compress("validate", folder, "--receipt", receipt).stderr
+    assert "cannot be read" in compress("validate", folder, "--receipt", receipt).stderr
 
 
-@pytest.mark.parametrize(("content", "code"), [(None, 2), ("no json", 3), ("[]", 3)])
+def test_the_name_that_a_receipt_gives_its_engine_chooses_no_other_row(folder: Path) -> None:
+    receipt = answer(folder, lambda teacher: -teacher, plan="student.onnx")
+    result = compress("validate", folder, "--receipt", receipt, "--min-agreement", "0.5")
+    assert result.exit_code == 4 and "FAIL: student.plan gives" in result.stdout
+
+
+def test_an_engine_of_the_fp32_file_is_not_the_int8_engine(folder: Path) -> None:
+    receipt = answer(folder, lambda teacher: teacher, onnx_sha256=sha256_of(folder / "student.onnx"))
+    assert "is of an engine of another file" in compress("validate", folder, "--receipt", receipt).stderr
+
+
+def test_an_engine_is_run_only_when_asked_for(folder: Path) -> None:
+    assert compress("validate", folder, *EVERYTHING_PASSES).exit_code == 0
+    missing = compress("validate", folder, "--engine")
+    assert missing.exit_code == 2 and "There is no engine" in missing.stderr
+
+
+@pytest.mark.parametrize(("content", "code"), [(None, 2), ("no json", 3), ("[]", 3), ("[" * 100_000, 3)])
 def test_what_is_no_receipt_is_refused(folder: Path, content: str | None, code: int) -> None:
     path = folder.parent / "engine.receipt.json"
     if content is not None:

@@ -259,11 +259,11 @@ def test_auto_is_the_largest_that_inherits_and_fits() -> None:
 
 
 def test_auto_prefers_inherited_weights_to_more_parameters() -> None:
-    # Below inherit-2-2-2's 175,066 and above inherit-2-2-2-w0.75's 134,650 there are larger students in the zoo.
-    limit = StudentSettings(max_parameter_ratio=150_000 / 853_018)
+    # Below inherit-2-2-2-w0.75's 134,650 and above inherit-1-1-1's 77,850 there are larger students in the zoo.
+    limit = StudentSettings(max_parameter_ratio=130_000 / 853_018)
     plan = plan_student(RESNET56, limit)
-    assert plan.name == "inherit-2-2-2-w0.75"
-    assert any(plan.parameters < other.parameters <= 150_000 for other in zoo_students(RESNET56))
+    assert plan.name == "inherit-1-1-1"
+    assert any(plan.parameters < other.parameters <= 130_000 for other in zoo_students(RESNET56))
 
 
 def test_auto_narrows_the_shallowest_where_no_depth_is_small_enough() -> None:

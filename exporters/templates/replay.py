@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import numpy as np
 
-Receipt = dict[str, Any]
+Receipt = Dict[str, Any]
 
 FOLDER = Path(__file__).resolve().parent.parent
 RECEIPT, LOGITS = FOLDER / "engine.receipt.json", FOLDER / "engine.logits.npy"
@@ -98,13 +98,21 @@ def agreement(logits: np.ndarray, others: np.ndarray) -> float:
     return float(np.mean(same & np.isfinite(logits).all(axis=1)))
 
 
-def read_receipt() -> Receipt:
-    """What `build_engine.sh` wrote about the engine; nothing where something else built it."""
+def read_receipt(plan: Path) -> Receipt:
+    """What `build_engine.sh` wrote about this very engine, else what `compress` did; nothing where neither built it."""
+    receipt = read_json(RECEIPT)
+    if plan.is_file() and receipt.get("plan_sha256") == sha256_of(plan):
+        return receipt
+    described = read_json(plan.with_name(plan.name + ".json"))
+    return {name: described[name] for name in ("tensorrt", "onnx", "onnx_sha256") if name in described}
+
+
+def read_json(path: Path) -> Receipt:
     try:
-        receipt = json.loads(RECEIPT.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return receipt if isinstance(receipt, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def add_to_receipt(receipt: Receipt, plan: Path, onnx: Path, logits: np.ndarray, share: float) -> None:
@@ -142,7 +150,7 @@ def replay(use_onnx: bool) -> int:
         images = arrays["images"].astype(np.float32) / np.float32(255)
         teacher = arrays["teacher_logits"]
     batch, plan = settings["batch"], settings["plan"]
-    receipt, typed = read_receipt(), settings["typed_onnx"]
+    receipt, typed = read_receipt(FOLDER / (plan or "")), settings["typed_onnx"]
     onnx = FOLDER / (typed if typed and receipt.get("onnx") == typed else settings["onnx"])
     if use_onnx or plan is None:
         name, logits = onnx.name, onnx_logits(onnx, images, batch, exact=plan is not None)
@@ -154,9 +162,12 @@ def replay(use_onnx: bool) -> int:
         except MissingError as error:
             print(f"{name}: not compared with {onnx.name}: {error}")
     with_teacher, limit = agreement(logits, teacher), settings["min_agreement"]
-    if name == plan:
-        add_to_receipt(receipt, FOLDER / plan, onnx, logits, with_teacher)
     print(f"{name}: agreement with the teacher: {with_teacher:.4f} on {len(images)} probes")
+    if name == plan:
+        try:
+            add_to_receipt(receipt, FOLDER / plan, onnx, logits, with_teacher)
+        except OSError as error:
+            print(f"replay.py: the answers could not be kept: {error}", file=sys.stderr)
     if limit is None or with_teacher >= limit:
         return 0
     print(f"{name}: below the limit of {limit}", file=sys.stderr)

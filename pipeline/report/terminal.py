@@ -42,4 +42,4 @@ def _cells(row: ArtifactFidelity) -> "list[Text]":
 
 
 def _caption(validation: ValidateRecord) -> str:
-    return f"Agreement with the teacher on {validation.probes:,} synthetic probes; latency of one image on this CPU."
+    return f"Agreement with the teacher on {validation.probes:,} synthetic probes; latency of one image on this CPU, of an engine on its GPU."
