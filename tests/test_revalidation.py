@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from compress.exporters import onnx_graph
 from compress.exporters.bundle import sha256_of
+from compress.pipeline.errors import InputError
 from tests.command import compress
 from tests.test_run import OPTIONS
 
@@ -162,3 +164,25 @@ def test_what_is_no_receipt_is_refused(folder: Path, content: str | None, code: 
     if content is not None:
         path.write_text(content)
     assert compress("validate", folder, "--receipt", path).exit_code == code
+
+
+def test_a_student_that_does_not_fit_into_fp16_is_delivered_without_the_typed_file(
+    delivered: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teacher_file: Path,
+    labels_file: Path,
+) -> None:
+    def too_large(model: object) -> object:
+        raise InputError("The constant 'x' has values up to 7e+04, too large for fp16.")
+
+    monkeypatch.setattr(onnx_graph, "in_half_precision", too_large)
+    shutil.copytree(delivered, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "work" / "5-export")
+    words = (str(teacher_file), "--labels", str(labels_file), *OPTIONS, "--target", "nvidia-gpu", *EVERYTHING_PASSES)
+    result = compress(*words, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "There is no file for TensorRT 11: The constant 'x'" in result.stderr
+    assert not (tmp_path / "out" / "student.int8.typed.onnx").exists()
+    assert "takes typed graphs only" in (tmp_path / "out" / "deploy" / "build_engine.sh").read_text()
+    assert "PASS: student.int8.onnx gives" in result.stdout
