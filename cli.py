@@ -446,7 +446,7 @@ def _fall_silent() -> None:
 def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     from rich.text import Text
 
-    from compress.pipeline.fidelity import verdict_sentence
+    from compress.pipeline.fidelity import advice, verdict_sentence
     from compress.pipeline.report import render_table
     from compress.pipeline.report.data import strict_json
     from compress.pipeline.workspace import STAGES
@@ -457,6 +457,7 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
         content = {
             "verdict": validation.verdict,
             "reason": sentence,
+            "advice": advice(validation),
             "folder": str(delivery.folder),
             "seconds": round(delivery.seconds, 1),
             "reused": delivery.reused,
@@ -469,6 +470,8 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     stdout.print(render_table(validation))
     stdout.print(Text(engine.message))
     stdout.print(Text(sentence, style="bold"))
+    if advice(validation):
+        stdout.print(Text(advice(validation)))
     reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
     stdout.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 

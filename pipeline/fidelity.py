@@ -267,3 +267,25 @@ def verdict_sentence(validate: ValidateRecord) -> str:
     if not validate.adequacy.adequate:
         reasons.insert(0, f"the probes cannot carry a verdict, because {' and '.join(validate.adequacy.reasons)}")
     return f"{validate.verdict}: {measured}, but {'; '.join(reasons)}."
+
+
+def advice(validate: ValidateRecord) -> str:
+    """What to do about a verdict that is not PASS, where the ledger tells; empty otherwise. The float student comes first."""
+    in_float, judged = validate.ledger[0], find_artifact(validate.ledger, validate.shipped)
+    if validate.verdict == "PASS" or not validate.adequacy.adequate:
+        return ""
+    if _misses_agreement(in_float):
+        return (
+            "The float student does not reach it either. Give it more time (--budget 30m, --recipe thorough), or let it be "
+            "larger (--set student.max_parameter_ratio=0.6)."
+        )
+    if _misses_agreement(judged):
+        return (
+            "The float student reaches it: what is missing went with the rounding. The report lists what each layer costs; "
+            "--set quantize.max_left_float=6 leaves more of them in floating point."
+        )
+    return ""
+
+
+def _misses_agreement(row: ArtifactFidelity) -> bool:
+    return any(gate.name in (AGREEMENT, KL) and gate.verdict != "PASS" for gate in row.gates)

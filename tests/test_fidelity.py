@@ -325,6 +325,26 @@ def test_a_broken_output_or_an_excess_size_fails_even_on_inadequate_probes() -> 
         assert fidelity.overall_verdict(row, INADEQUATE) == "FAIL"
 
 
+LARGER, ROUNDING = "let it be larger", "what is missing went with the rounding"
+
+
+@pytest.mark.parametrize(
+    ("in_float", "in_int8", "words"),
+    [(0, 0, ""), (200, 200, LARGER), (100, 100, LARGER), (0, 200, ROUNDING), (0, 100, ROUNDING)],
+)
+def test_a_student_that_falls_short_is_told_of_its_cure(in_float: int, in_int8: int, words: str) -> None:
+    gates = Gates(min_agreement=0.9)
+    student = measured(wrong_on(in_float), gates).model_copy(update={"artifact": "student.safetensors"})
+    rounded = measured(wrong_on(in_int8), gates)
+    told = validated(rounded, ADEQUATE).model_copy(update={"ledger": (student, rounded)})
+    assert fidelity.advice(told).count(words) == 1 if words else fidelity.advice(told) == ""
+
+
+def test_no_advice_is_given_on_what_is_too_large_or_was_not_judged() -> None:
+    assert fidelity.advice(validated(measured(wrong_on(0), size_bytes=2_000_000), ADEQUATE)) == ""
+    assert fidelity.advice(validated(measured(wrong_on(500)), INADEQUATE)) == ""
+
+
 def test_the_sentence_of_a_pass_says_what_it_rests_on() -> None:
     assert fidelity.verdict_sentence(validated(measured(wrong_on(30), Gates(min_agreement=0.9)), ADEQUATE)) == (
         "PASS: student.int8.onnx gives the teacher's answer on 97.0 % of 1,000 held-out synthetic probes, and the "
