@@ -3,6 +3,7 @@
 Results go to stdout, everything else to stderr. Nothing heavy is imported before a command needs it.
 """
 
+import difflib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from compress.pipeline.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from compress.exporters.lint import Finding as LintFinding
     from compress.pipeline.parallel.world import World
     from compress.pipeline.records import Finding, ValidateRecord
     from compress.pipeline.run import Delivery
@@ -51,6 +53,9 @@ class DefaultGroup(TyperGroup):
         if not args:
             args = ["--help"]
         if args[0] not in self.commands and args[0] != "--version":
+            meant = difflib.get_close_matches(args[0], set(self.commands) - {DEFAULT_COMMAND}, n=1, cutoff=0.75)
+            if meant and not os.path.exists(args[0]):  # noqa: PTH110 - Path.exists raises for a name that is too long
+                ctx.fail(f"There is no checkpoint or command '{args[0]}'. Did you mean '{meant[0]}'?")
             args = [DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
 
@@ -293,8 +298,7 @@ def lint_command(
     if as_json:
         typer.echo(json.dumps([finding.model_dump(mode="json") for finding in findings], indent=2))
     elif findings:
-        for finding in findings:
-            _print_facts({finding.rule: f"{finding.node}: {finding.message}", "": finding.cure})
+        _print_lint(findings)
     else:
         typer.echo(f"{file}: nothing that {target} would refuse.")
     raise typer.Exit(GateError.exit_code if findings else 0)
@@ -345,6 +349,10 @@ def validate_command(
     if min_agreement is not None and not 0 < min_agreement <= 1:
         raise UsageError(f"--min-agreement {min_agreement:g} is no share.", "Write --min-agreement 0.95.")
     validation = revalidate(folder, receipt, min_agreement, engine)
+    if (folder / "student.plan").exists() and receipt is None and not engine:
+        typer.echo(
+            "student.plan was not judged: ask for it by --receipt engine.receipt.json, or by --engine.", err=True
+        )
     sentence = verdict_sentence(validation)
     if as_json:
         content = {"verdict": validation.verdict, "reason": sentence, "validation": validation.model_dump(mode="json")}
@@ -499,6 +507,17 @@ def _print_facts(facts: dict[str, str]) -> None:
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(value))
     _stdout().print(table)
+
+
+def _print_lint(findings: "list[LintFinding]") -> None:
+    """Findings that say the same of several nodes are told once."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        alike.setdefault((finding.rule, finding.message, finding.cure), []).append(finding.node)
+    for (rule, message, cure), nodes in alike.items():
+        shown = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+        _print_facts({rule: f"{shown}: {message}" if shown else message, "": cure})
+    typer.echo(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}.")
 
 
 def _print_findings(findings: "tuple[Finding, ...]", outlook: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from compress.exporters.bundle import write_file
-from compress.exporters.targets import FIRST_TYPED_ONLY, Target
+from compress.exporters.targets import FIRST_TYPED_ONLY, Target, load_target, target_names
 from compress.exporters.tensorrt_engine import (
     load_flags,
     newest_with_flags,
@@ -57,6 +57,14 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
         )
 
 
+def _cure(target: Target) -> str:
+    """What to do on the same chip where its TensorRT takes typed graphs only."""
+    others = (load_target(name) for name in target_names())
+    names = [other.name for other in others if other.typed and other.soc == target.soc and other.name != target.name]
+    again = f"Compress again with --target {names[0]}, or use" if names else "Use"
+    return f"{again} TensorRT {' or '.join(target.tensorrt)}."
+
+
 def build_script(
     target: Target, graph: ExportedGraph, typed: ExportedGraph | None, input: InputSpec, batch: int, quantized: bool
 ) -> str:
@@ -79,6 +87,7 @@ def build_script(
         graph=graph,
         typed=typed,
         first_typed_only=FIRST_TYPED_ONLY,
+        cure=_cure(target),
         default_version=newest_with_flags(target),
         precision_flags=precision_flags(target, graph.precision if quantized else "fp32"),
         shape_flags=shape_flags(shape, target.max_batch),

@@ -40,7 +40,7 @@ class Compute:
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads"
+            else f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
         )
         return f"{name}, {'bf16' if self.bf16 else 'fp32'}"
 

@@ -7,6 +7,7 @@ import torch
 from compress.exporters.targets import load_target
 from compress.pipeline.device import choose_compute
 from compress.pipeline.distillation.schedule import (
+    Schedule,
     expected_seconds,
     left_for_distillation,
     plan_schedule,
@@ -19,7 +20,7 @@ from compress.pipeline.probes import with_enough_probes
 from compress.pipeline.quantize import check_exclusions
 from compress.pipeline.records import Finding, Record
 from compress.pipeline.settings import Settings
-from compress.pipeline.students import plan_student
+from compress.pipeline.students import plan_student, size_findings
 from compress.pipeline.teacher import open_teacher
 from compress.pipeline.teacher.diagnosis import by_gravity
 
@@ -54,11 +55,32 @@ class Plan(Record):
             "teacher": f"{self.teacher}, {self.teacher_parameters:,} parameters, {self.classes} classes",
             "student": f"{self.student}, {self.student_parameters:,} parameters ({ratio:.0%} of the teacher), {origin}",
             "target": f"{self.target}: {', '.join(self.precisions)}",
-            "steps": f"{self.warmup_rounds} rounds of warm-up, {self.rounds} of learning, {self.kd_steps:,} student steps",
+            "steps": f"{counted(self.warmup_rounds, 'round')} of warm-up, {self.rounds} of learning, "
+            f"{self.kd_steps:,} student steps",
             "device": self.device,
             "expected time": f"about {self.expected_seconds / 60:.1f} min of distillation, "
             f"then {self.seconds_after / 60:.1f} min of quantization, export and validation",
         }
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 round` or `2 rounds`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def budget_findings(budget_seconds: float | None, least_seconds: float) -> tuple[Finding, ...]:
+    """Whether a run of one round of each kind would already take longer than it may; forecasts are a tenth off at times."""
+    if budget_seconds is None or least_seconds <= 1.1 * budget_seconds:
+        return ()
+    return (
+        Finding(
+            severity="warning",
+            topic="budget",
+            message=f"The budget of {budget_seconds:.0f} s is too short: the least that a run takes here is about "
+            f"{least_seconds:.0f} s.",
+            advice="Raise --budget; fewer held-out images (--set probes.batches=2) take less, too.",
+        ),
+    )
 
 
 def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
@@ -89,6 +111,9 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
     after = seconds_after(speed, settings, quantizes=target.int8 is not None)
     budget = left_for_distillation(settings.budget_seconds, after)
     schedule = plan_schedule(settings.distill, settings.probes, speed, budget)
+    least = Schedule(warmup_rounds=1, rounds=1, deadline=None)
+    least_seconds = expected_seconds(least, speed, settings.distill, settings.probes) + after
+    short = budget_findings(settings.budget_seconds, least_seconds)
     return Plan(
         teacher=record.architecture,
         teacher_parameters=record.parameters,
@@ -102,7 +127,7 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
         rounds=schedule.rounds,
         kd_steps=schedule.rounds * settings.distill.kd_steps,
         device=compute.title,
-        findings=by_gravity(record.findings + names.findings),
+        findings=by_gravity(record.findings + names.findings + size_findings(student, record) + short),
         expected_seconds=round(expected_seconds(schedule, speed, settings.distill, settings.probes), 1),
         seconds_after=round(after, 1),
     )

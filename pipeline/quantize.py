@@ -101,6 +101,7 @@ def quantize(
         left_float=left_float,
         layer_costs=costs,
         tail_steps=settings.tail_steps if improved else 0,
+        held_out=len(held_out),
         agreement_float=in_float.agreement,
         agreement_calibrated=calibrated.agreement,
         agreement=(trained if improved else calibrated).agreement,

@@ -189,6 +189,8 @@ class QuantizeRecord(Record):
     layer_costs: tuple[LayerCost, ...] = ()
     """With all layers quantized that are not excluded by the settings; the costliest first."""
     tail_steps: int
+    held_out: int
+    """Images that agreement was taken on."""
     agreement_float: float
     """Of the float student."""
     agreement_calibrated: float

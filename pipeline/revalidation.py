@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 
-from compress.exporters.bundle import sha256_of, verify_manifest
+from compress.exporters.bundle import MANIFEST, MARKER, sha256_of, verify_manifest
 from compress.exporters.deploy import PLAN_NAME
 from compress.exporters.runners import EngineRunner, TorchRunner
 from compress.exporters.targets import Gates
@@ -89,6 +89,10 @@ def revalidate(
 def _report(folder: Path) -> ReportData:
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise UsageError(f"There is no folder '{folder}'.", "Name the folder that `compress` wrote with -o.")
+    if not (folder / MANIFEST).is_file():
+        if (folder / MARKER).is_file():
+            raise UsageError(f"'{folder}' is not finished.", "The command that began it continues it.")
+        raise UsageError(f"'{folder}' is no delivered folder.", "Name the folder that `compress` wrote with -o.")
     problems = verify_manifest(folder)
     if problems:
         raise GateError(f"'{folder}' is not as it was delivered: {' '.join(problems)}", "Copy the delivery again.")
@@ -113,7 +117,7 @@ def _engine_of(path: Path, report: ReportData, folder: Path, probes: Probes, gat
     deployable = {graph.sha256 for graph in report.export.graphs if graph.precision == report.target.shipped}
     if replay.onnx_sha256 not in deployable or (receipt.onnx_sha256 or replay.onnx_sha256) != replay.onnx_sha256:
         raise InputError(
-            f"'{path}' is of an engine of another file.", f"It was built from none that '{folder}' has for an engine."
+            f"'{path}' is of an engine of another file.", f"Name the folder that it was built in; '{folder}' is not it."
         )
     if replay.probes_sha256 != sha256_of(folder / "probes.npz"):
         raise InputError(f"'{path}' tells of other probes.", "Replay the probes of this folder on the device.")

@@ -15,7 +15,7 @@ from compress.pipeline.quantize import check_exclusions
 from compress.pipeline.report import ReportData
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import exclusive
-from compress.pipeline.students import plan_student
+from compress.pipeline.students import plan_student, size_findings
 from compress.pipeline.workspace import COMMAND_FILE, Workspace
 
 
@@ -44,6 +44,8 @@ def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, p
     check_label_count(labels, space.teacher.record.num_classes)
     plan = plan_student(space.teacher.record, settings.student)
     check_exclusions(plan, settings.quantize, space.target)
+    for finding in size_findings(plan, space.teacher.record):
+        progress.note(str(finding), finding.severity)
     claim_output_folder(folder)
     with friendly_os_errors(folder), exclusive(folder / "work"):
         command = {"checkpoint": str(checkpoint.resolve()), "labels": str(labels_file.resolve())}

@@ -25,6 +25,7 @@ from compress.exporters.targets import target_names
 from compress.pipeline.errors import UsageError
 from compress.pipeline.records import ValidateRecord, Verdict
 from tests.command import LABELS, compress
+from tests.graphs import quantized_model
 
 COMMANDS = ("inspect", "targets", "lint", "verify", "validate", "schema")
 
@@ -468,3 +469,21 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     script = f"'{sys.executable}' -m compress schema | head -1"
     run = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("{\n", "")
+
+
+def test_a_command_that_is_nearly_spelled_right_is_told_of(here: Path) -> None:
+    result = compress("inspet", here / "teacher.pt")
+    assert result.exit_code == 2
+    assert "Did you mean 'inspect'?" in result.stderr
+
+
+def test_lint_tells_what_is_wrong_with_several_nodes_once(tmp_path: Path) -> None:
+    model = quantized_model()
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Relu"):
+            node.domain = "com.vendor"
+    onnx.save(model, tmp_path / "student.onnx")
+    result = compress("lint", tmp_path / "student.onnx", "--target", "nvidia-gpu")
+    assert result.exit_code == 4
+    assert "first.conv, second.conv: nvidia-gpu has no operator com.vendor.Conv." in " ".join(result.stdout.split())
+    assert "4 findings." in result.stdout

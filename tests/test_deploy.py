@@ -289,6 +289,7 @@ def test_tensorrt_11_is_refused(orin: Device) -> None:
     done = orin.build(FAKE_BANNER="v11.1.0.106")
     assert done.returncode == 5
     assert "TensorRT 11.1.0 takes typed graphs only" in done.stderr
+    assert "Compress again with --target jetson-orin-jp7, or use TensorRT 8.6 or 10.3." in done.stderr
     assert not orin.log.exists()
 
 

@@ -636,6 +636,14 @@ def test_a_round_that_is_continued_keeps_its_part_of_the_cosine(
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
 
 
+def test_a_continued_run_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(tmp_path, 2)
+    told: list[str] = []
+    monkeypatch.setattr(Listener, "note", lambda _, text, severity="note": told.append(text), raising=False)
+    run(tmp_path)
+    assert told == [f"It continues after 2 of {ROUNDS} rounds."]
+
+
 def test_a_continued_run_keeps_the_plan_of_the_first_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,7 @@ def report_data(labels: tuple[str, ...] = DIGITS, **changes: Any) -> ReportData:
             left_float=("head",),
             layer_costs=(LayerCost(layer="layer1.0.conv1", sqnr_db=21.46, agreement=0.984),),
             tail_steps=100,
+            held_out=850,
             agreement_float=0.969,
             agreement_calibrated=0.951,
             agreement=0.968,

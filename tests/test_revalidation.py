@@ -85,6 +85,22 @@ def test_a_changed_file_is_refused_by_its_hash(folder: Path) -> None:
     assert compress("validate", folder / "none").exit_code == 2
 
 
+def test_what_was_never_delivered_is_told_apart_from_what_was_changed(folder: Path, tmp_path: Path) -> None:
+    (folder / "manifest.json").unlink()
+    unfinished = compress("validate", folder)
+    assert unfinished.exit_code == 2 and "is not finished" in unfinished.stderr
+    foreign = compress("validate", tmp_path)
+    assert foreign.exit_code == 2 and "is no delivered folder" in foreign.stderr
+
+
+def test_an_engine_in_the_folder_that_was_not_judged_is_told_of(folder: Path) -> None:
+    (folder / "student.plan").write_bytes(b"plan")
+    told = "student.plan was not judged: ask for it by --receipt"
+    assert told in compress("validate", folder, *EVERYTHING_PASSES).stderr
+    receipt = answer(folder, lambda teacher: teacher)
+    assert told not in compress("validate", folder, *EVERYTHING_PASSES, "--receipt", receipt).stderr
+
+
 def test_an_engine_that_answers_as_the_teacher_passes_and_decides(folder: Path) -> None:
     receipt = answer(folder, lambda teacher: teacher + 1)
     result = compress("validate", folder, "--receipt", receipt, "--min-agreement", "0.5", "--json")

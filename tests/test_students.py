@@ -17,6 +17,7 @@ from compress.pipeline.students import (
     inheriting_student,
     inheriting_students,
     plan_student,
+    size_findings,
     spread,
     zoo_students,
 )
@@ -256,6 +257,13 @@ def test_auto_is_the_largest_that_inherits_and_fits() -> None:
     assert (plan.name, plan.parameters, plan.inherited) == ("inherit-4-4-4-w0.75", 282_906, True)
     just_less = StudentSettings(max_parameter_ratio=282_905 / 853_018)
     assert plan_student(RESNET56, just_less).name == "inherit-3-3-3"
+
+
+def test_a_student_no_smaller_than_its_teacher_is_warned_of() -> None:
+    small = RESNET56.model_copy(update={"parameters": 100_000})
+    (finding,) = size_findings(plan_student(RESNET56, StudentSettings(name="inherit-2-2-2")), small)
+    assert finding.severity == "warning" and "it is no smaller" in finding.message
+    assert size_findings(plan_student(RESNET56, StudentSettings()), RESNET56) == ()
 
 
 def test_auto_prefers_inherited_weights_to_more_parameters() -> None:

@@ -137,7 +137,9 @@ def _learn(
         run.save(schedule, spent)
     else:
         schedule, spent = run.restore(checkpoint)
-    if schedule.speed and budget_seconds and _least_seconds(schedule.speed, settings) > budget_seconds:
+    if checkpoint is not None:
+        progress.note(f"It continues after {len(run.history)} of {schedule.total} rounds.")
+    elif schedule.speed and budget_seconds and _least_seconds(schedule.speed, settings) > 1.1 * budget_seconds:
         progress.note("The budget is too short for one round and the probes: this run will take longer.")
     run.watch = Watch(settings, progress, spent)
     run.watch.begin(schedule, len(run.history))

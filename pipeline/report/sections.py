@@ -156,7 +156,10 @@ def _quantization(record: QuantizeRecord | None) -> Section:
             ("Quantized layers", named(record.quantized_layers)),
             ("Float layers", named(record.float_layers)),
             ("Of these, left so for fidelity", named(record.left_float)),
-            ("Agreement of the float student", percent(record.agreement_float)),
+            (
+                f"Agreement of the float student, on {record.held_out:,} held-out images",
+                percent(record.agreement_float),
+            ),
             ("Agreement after calibration", percent(record.agreement_calibrated)),
             (f"Agreement after {record.tail_steps:,} steps of quantization-aware training", percent(record.agreement)),
         ),

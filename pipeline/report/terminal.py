@@ -42,4 +42,7 @@ def _cells(row: ArtifactFidelity) -> "list[Text]":
 
 
 def _caption(validation: ValidateRecord) -> str:
-    return f"Agreement with the teacher on {validation.probes:,} synthetic probes; latency of one image on this CPU, of an engine on its GPU."
+    where = "on this CPU"
+    if any(row.artifact.endswith(".plan") for row in validation.ledger):
+        where += ", of an engine on its GPU"
+    return f"Agreement with the teacher on {validation.probes:,} synthetic probes; latency of one image {where}."

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from compress.pipeline.errors import BudgetError, UsageError
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
-from compress.pipeline.records import TeacherRecord
+from compress.pipeline.records import Finding, TeacherRecord
 from compress.pipeline.settings import StudentSettings, nearest
 from compress.pipeline.students.inheritance import donor_of, inherit_weights
 from compress.pipeline.students.inheriting import inheriting_named, inheriting_students, spec_of
@@ -39,6 +39,20 @@ def plan_student(teacher: TeacherRecord, settings: StudentSettings) -> StudentPl
             "Raise student.max_parameter_ratio.",
         )
     return max(fitting, key=lambda plan: (plan.inherited, plan.parameters))
+
+
+def size_findings(plan: StudentPlan, teacher: TeacherRecord) -> tuple[Finding, ...]:
+    """What is odd about the size of a student that was asked for by name."""
+    if plan.parameters < teacher.parameters:
+        return ()
+    return (
+        Finding(
+            severity="warning",
+            topic="student",
+            message=f"{plan.name} has {plan.parameters:,} parameters, its teacher {teacher.parameters:,}: it is no smaller.",
+            advice="Leave the choice to --student auto, or name a smaller one.",
+        ),
+    )
 
 
 def build_student(plan: StudentPlan, teacher: Teacher) -> Normalised:
