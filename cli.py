@@ -103,6 +103,20 @@ AllowPickle = Annotated[
     ),
 ]
 
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=VERDICT, help="Least share of probes with the teacher's answer. A run's default: 0.9."
+    ),
+]
+MinClassAgreement = Annotated[
+    float | None, typer.Option(rich_help_panel=VERDICT, help="The same for every class that the teacher names.")
+]
+MaxKl = Annotated[
+    float | None, typer.Option(rich_help_panel=VERDICT, help="Largest mean KL divergence from the teacher, in nats.")
+]
+MaxSize = Annotated[float | None, typer.Option(rich_help_panel=VERDICT, help="Largest file, in 10^6 bytes.")]
+
 EPILOG = """[bold]Other commands[/bold], each with --help
   compress inspect CHECKPOINT   what a checkpoint is, and whether it can be distilled
   compress targets              the devices and what is produced for each
@@ -158,10 +172,10 @@ def run_command(
     allow_download: Annotated[
         bool, typer.Option("--allow-download", rich_help_panel=TEXT, help="Let a hub be asked for the text encoder.")
     ] = False,
-    min_agreement: Annotated[
-        float | None,
-        typer.Option(rich_help_panel=VERDICT, help="Least share of probes with the teacher's answer. Default: 0.9."),
-    ] = None,
+    min_agreement: MinAgreement = None,
+    min_class_agreement: MinClassAgreement = None,
+    max_kl: MaxKl = None,
+    max_size_mb: MaxSize = None,
     allow_inconclusive: Annotated[
         bool,
         typer.Option("--allow-inconclusive", rich_help_panel=VERDICT, help="Exit with 0 when it is INCONCLUSIVE, too."),
@@ -205,6 +219,9 @@ def run_command(
         "embed.text_encoder": text_encoder,
         "embed.allow_download": allow_download or None,
         "gates.min_agreement": min_agreement,
+        "gates.min_class_agreement": min_class_agreement,
+        "gates.max_mean_kl": max_kl,
+        "gates.max_size_mb": max_size_mb,
         "device": device,
         "seed": seed,
         "tensorboard": tensorboard or None,
@@ -330,9 +347,10 @@ def validate_command(
         bool,
         typer.Option("--engine", help="Run the folder's student.plan, too. An engine is a program: only your own."),
     ] = False,
-    min_agreement: Annotated[
-        float | None, typer.Option(help="Least share of probes with the teacher's answer. Default: as delivered.")
-    ] = None,
+    min_agreement: MinAgreement = None,
+    min_class_agreement: MinClassAgreement = None,
+    max_kl: MaxKl = None,
+    max_size_mb: MaxSize = None,
     allow_inconclusive: Annotated[
         bool, typer.Option("--allow-inconclusive", help="Exit with 0 when the verdict is INCONCLUSIVE, too.")
     ] = False,
@@ -346,9 +364,14 @@ def validate_command(
     from compress.pipeline.report.data import strict_json
     from compress.pipeline.revalidation import revalidate
 
-    if min_agreement is not None and not 0 < min_agreement <= 1:
-        raise UsageError(f"--min-agreement {min_agreement:g} is no share.", "Write --min-agreement 0.95.")
-    validation = revalidate(folder, receipt, min_agreement, engine)
+    gates = {
+        "min_agreement": min_agreement,
+        "min_class_agreement": min_class_agreement,
+        "max_mean_kl": max_kl,
+        "max_size_mb": max_size_mb,
+    }
+    limits = {name: limit for name, limit in gates.items() if limit is not None}
+    validation = revalidate(folder, receipt, limits, engine)
     if (folder / "student.plan").exists() and receipt is None and not engine:
         typer.echo(
             "student.plan was not judged: ask for it by --receipt engine.receipt.json, or by --engine.", err=True

@@ -31,6 +31,8 @@ class Gates(Record):
 
     min_agreement: float | None = Field(default=0.9, gt=0, le=1)
     """Smallest share of probes on which the artifact picks the teacher's class."""
+    min_class_agreement: float | None = Field(default=None, gt=0, le=1)
+    """The same for every class that the teacher names, on the probes where it does."""
     max_mean_kl: float | None = Field(default=None, gt=0)
     """Largest mean Kullback-Leibler divergence from the teacher, in nats."""
     max_size_mb: float | None = Field(default=None, gt=0)

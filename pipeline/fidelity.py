@@ -6,7 +6,7 @@ a useless one carry no verdict at all, whatever the agreement on them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ MIN_COVERAGE = 0.95
 MIN_DISTINCT = 0.5
 """Share of the probes that must differ from each other; copies narrow the interval without telling anything."""
 
-FINITE, AGREEMENT, KL, SIZE = "finite outputs", "agreement", "mean KL", "size"
+FINITE, AGREEMENT, CLASSES, KL, SIZE = "finite outputs", "agreement", "class agreement", "mean KL", "size"
 PROBE_FREE = (FINITE, SIZE)
 """Gates that hold or fail for any images: these failures stand even where the probes are inadequate."""
 
@@ -51,11 +51,21 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 # Gates
 
 
-def judge(gates: Gates, *, agreement: Proportion, mean_kl: float, size_bytes: int, broken: int) -> tuple[Gate, ...]:
+def judge(
+    gates: Gates,
+    *,
+    agreement: Proportion,
+    by_class: Mapping[str, Proportion],
+    mean_kl: float,
+    size_bytes: int,
+    broken: int,
+) -> tuple[Gate, ...]:
     """Every limit that is set, judged; `mean_kl` in nats, `broken` images with NaN or infinity among the logits."""
     judged = [_judge_finite(broken, agreement.total)]
     if gates.min_agreement is not None:
         judged.append(_judge_agreement(agreement, gates.min_agreement))
+    if gates.min_class_agreement is not None:
+        judged.append(_judge_classes(by_class, gates.min_class_agreement))
     if gates.max_mean_kl is not None:
         judged.append(_judge_point(KL, mean_kl, gates.max_mean_kl, "nats"))
     if gates.max_size_mb is not None:
@@ -90,6 +100,28 @@ def _judge_agreement(agreement: Proportion, limit: float) -> Gate:
     )
 
 
+def _judge_classes(by_class: Mapping[str, Proportion], limit: float) -> Gate:
+    """The classes of lowest agreement decide; those that the teacher never names cannot be judged."""
+    seen = sorted(((part, name) for name, part in by_class.items() if part.total), key=lambda item: item[0].value)
+    missing = [item for item in seen if item[0].high < limit]
+    open_still = [item for item in seen if item[0].low < limit]
+    required = f"{limit * 100:.6g} %"
+    verdict: Verdict = "FAIL" if missing else "INCONCLUSIVE" if open_still else "PASS"
+    explanation = {
+        "FAIL": f"the whole 95 % interval of {_told(missing)} stays below the required {required}",
+        "INCONCLUSIVE": f"the 95 % interval of {_told(open_still)} includes the required {required}; more probes would tell",
+        "PASS": f"the whole 95 % interval of every class reaches the required {required}",
+    }[verdict]
+    measured = percent(seen[0][0].value) if seen else "no class"
+    return Gate(name=CLASSES, limit=limit, measured=measured, verdict=verdict, explanation=explanation)
+
+
+def _told(classes: Sequence[tuple[Proportion, str]], most: int = 3) -> str:
+    named = [f"{name} ({percent(part.low)} to {percent(part.high)})" for part, name in classes[:most]]
+    rest = len(classes) - len(named)
+    return ", ".join(named) + (f" and {rest:,} more classes" if rest > 0 else "")
+
+
 def _settle(value: float, limit: float) -> str:
     needed = metrics.probes_to_settle(value, limit)
     if needed is None:
@@ -121,10 +153,12 @@ def measure_artifact(
     student_logits: Logits,
     kinds: NDArray[np.str_],
     gates: Gates,
+    labels: Sequence[str] = (),
 ) -> ArtifactFidelity:
     """One artifact against the teacher on the same N probes: logits `[N, K]`, the `kinds` of the probes `[N]`.
 
-    Agreement is counted over all probes, and beside it for each kind and for each class that the teacher names.
+    Agreement is counted over all probes, and beside it for each kind and for each class that the teacher names. Without
+    `labels`, classes go by their numbers.
 
     Raises:
         ValueError: there are no probes, or the arrays do not belong together.
@@ -134,11 +168,14 @@ def measure_artifact(
     num_classes = teacher_logits.shape[1]
     agree = metrics.top_k_agreement(teacher_logits, student_logits)
     agreement = proportion(int(agree.sum()), len(agree))
-    by_class = metrics.counts_by_class(agree, teacher_logits.argmax(axis=1), num_classes)
+    counts = metrics.counts_by_class(agree, teacher_logits.argmax(axis=1), num_classes)
+    by_class = tuple(proportion(*of_class) for of_class in counts)
+    names = labels or [f"class {number}" for number in range(num_classes)]
     kl = metrics.kl_divergence(teacher_logits, student_logits)
     judged = judge(
         gates,
         agreement=agreement,
+        by_class=dict(zip(names, by_class, strict=True)),
         mean_kl=float(kl.mean()),
         size_bytes=size_bytes,
         broken=int((~metrics.finite_rows(student_logits)).sum()),
@@ -150,7 +187,7 @@ def measure_artifact(
         latency_ms=latency_ms,
         agreement=agreement,
         agreement_by_kind={kind: proportion(*n) for kind, n in metrics.counts_by_kind(agree, kinds).items()},
-        agreement_by_class=tuple(proportion(*counts) for counts in by_class),
+        agreement_by_class=by_class,
         top5_agreement=_top5(teacher_logits, student_logits) if num_classes > 5 else None,
         mean_kl=float(kl.mean()),
         kl_p99=metrics.percentile(kl, 99),
@@ -288,4 +325,4 @@ def advice(validate: ValidateRecord) -> str:
 
 
 def _misses_agreement(row: ArtifactFidelity) -> bool:
-    return any(gate.name in (AGREEMENT, KL) and gate.verdict != "PASS" for gate in row.gates)
+    return any(gate.name in (AGREEMENT, CLASSES, KL) and gate.verdict != "PASS" for gate in row.gates)

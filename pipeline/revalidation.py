@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ArtifactFidelity, ValidateRecord
 from compress.pipeline.report import ReportData
-from compress.pipeline.validation import concluded, decisive_rows, fidelity_of, graph_rows
+from compress.pipeline.validation import Examination, concluded, decisive_rows, fidelity_of, graph_rows
 
 RECEIPT_SUFFIX, LOGITS_SUFFIX = ".receipt.json", ".logits.npy"
 
@@ -54,12 +55,12 @@ class Receipt(BaseModel):
 
 
 def revalidate(
-    folder: Path, receipt: Path | None = None, min_agreement: float | None = None, engine: bool = False
+    folder: Path, receipt: Path | None = None, gates: Mapping[str, float] | None = None, engine: bool = False
 ) -> ValidateRecord:
     """Measure every artifact of a delivered folder once more on its probes.
 
     With the `receipt` of an engine, whose logits lie beside it, the engine decides; with `engine` the one in the folder,
-    which is a program that is run. `min_agreement` takes the place of the limit that the folder was made with.
+    which is a program that is run. `gates` by name take the place of those that the folder was made with.
 
     Raises:
         GateError: a file is not as it was delivered.
@@ -69,19 +70,22 @@ def revalidate(
     """
     report = _report(folder)
     probes = Probes.load(folder / "probes.npz")
-    gates = Gates.model_validate(report.settings["gates"])
-    if min_agreement is not None:
-        gates = gates.model_copy(update={"min_agreement": min_agreement})
+    try:
+        limits = Gates.model_validate(report.settings["gates"] | dict(gates or {}))
+    except ValidationError as error:
+        what = error.errors()[0]
+        raise UsageError(f"The limit {what['loc'][0]} cannot be {what['input']:g}: {what['msg']}.") from error
+    examination = Examination(probes, limits, report.labels)
     student = Normalised(build(report.distill.spec), report.teacher.input.mean, report.teacher.input.std)
     student.load_state_dict(load_file(folder / "student.safetensors"))
-    in_torch = fidelity_of(folder / "student.safetensors", "fp32", TorchRunner(student), probes, gates)
-    rows = graph_rows(folder, report.export.graphs, report.target, probes, gates)
+    in_torch = fidelity_of(folder / "student.safetensors", "fp32", TorchRunner(student), examination)
+    rows = graph_rows(folder, report.export.graphs, report.target, examination)
     decisive = decisive_rows(rows, report.export.graphs)
     if receipt is not None:
-        decisive = [_engine_of(receipt, report, folder, probes, gates)]
+        decisive = [_engine_of(receipt, report, folder, examination)]
         rows += decisive
     elif engine:
-        decisive = [_engine_here(folder / PLAN_NAME, report, probes, gates)]
+        decisive = [_engine_here(folder / PLAN_NAME, report, examination)]
         rows += decisive
     return concluded([in_torch, *rows], decisive, probes)
 
@@ -104,14 +108,15 @@ def _report(folder: Path) -> ReportData:
         ) from error
 
 
-def _engine_here(plan: Path, report: ReportData, probes: Probes, gates: Gates) -> ArtifactFidelity:
+def _engine_here(plan: Path, report: ReportData, examination: Examination) -> ArtifactFidelity:
     if not plan.is_file():
         raise UsageError(f"There is no engine '{plan}'.", "deploy/build_engine.sh builds it, on the device.")
-    return fidelity_of(plan, report.target.shipped, EngineRunner(plan), probes, gates)
+    return fidelity_of(plan, report.target.shipped, EngineRunner(plan), examination)
 
 
-def _engine_of(path: Path, report: ReportData, folder: Path, probes: Probes, gates: Gates) -> ArtifactFidelity:
+def _engine_of(path: Path, report: ReportData, folder: Path, examination: Examination) -> ArtifactFidelity:
     """The engine's row, from what `deploy/replay.py` wrote on the device."""
+    probes, gates, labels = examination
     receipt = _read(path)
     replay = receipt.replay
     deployable = {graph.sha256 for graph in report.export.graphs if graph.precision == report.target.shipped}
@@ -132,6 +137,7 @@ def _engine_of(path: Path, report: ReportData, folder: Path, probes: Probes, gat
         student_logits=_logits(path, replay, probes.teacher_logits.shape),
         kinds=probes.kind,
         gates=gates,
+        labels=labels,
     )
 
 

@@ -55,7 +55,7 @@ def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, p
         student = steps.distill(space, plan)
         quantized = steps.quantize(space, student)
         exported = steps.export(space, student, labels)
-        validated = steps.validate(space, student, exported)
+        validated = steps.validate(space, student, exported, labels)
         report = collect(space, teacher, embedding, student, quantized, exported, validated)
         package(space, report)
     reused = tuple(name for name, result in space.results.items() if result.reused)

@@ -33,7 +33,7 @@ from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
 from compress.pipeline.tensor_files import write_tensors
-from compress.pipeline.validation import concluded, decisive_rows, fidelity_of, graph_rows
+from compress.pipeline.validation import Examination, concluded, decisive_rows, fidelity_of, graph_rows
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
     QUANTIZED_FILE,
@@ -263,9 +263,12 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
     return record
 
 
-def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -> ValidateRecord:
+def validate(
+    space: Workspace, student: DistillRecord, exported: ExportRecord, labels: tuple[str, ...]
+) -> ValidateRecord:
     """Every artifact against the teacher, on probes that nothing was trained on."""
     probes, gates = space.probes, space.settings.gates
+    examination = Examination(probes, gates, labels)
     inputs = {
         "student": space.sha256("distill", STUDENT_FILE),
         "graphs": [graph.sha256 for graph in exported.graphs],
@@ -273,16 +276,17 @@ def validate(space: Workspace, student: DistillRecord, exported: ExportRecord) -
         "cpu": cpu_name(),
         "probes": space.sha256("distill", PROBES_FILE),
         "gates": gates.model_dump(mode="json"),
+        "labels": labels,
     }
 
     def produce(_: Path) -> ValidateRecord:
         weights = space.file("distill", STUDENT_FILE)
-        in_torch = fidelity_of(weights, "fp32", TorchRunner(space.student(student)), probes, gates)
-        rows = graph_rows(space.results["export"].folder, exported.graphs, space.target, probes, gates)
+        in_torch = fidelity_of(weights, "fp32", TorchRunner(space.student(student)), examination)
+        rows = graph_rows(space.results["export"].folder, exported.graphs, space.target, examination)
         decisive = decisive_rows(rows, exported.graphs)
         if exported.engine.built:
             plan = space.file("export", PLAN_NAME)
-            decisive = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), probes, gates)]
+            decisive = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination)]
             rows += decisive
         return concluded([in_torch, *rows], decisive, probes)
 

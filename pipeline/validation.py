@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,10 +14,19 @@ from compress.pipeline.probes import Probes
 from compress.pipeline.records import ArtifactFidelity, ExportedGraph, ValidateRecord
 
 
+class Examination(NamedTuple):
+    """What every artifact is asked, and what it is judged by."""
+
+    probes: Probes
+    gates: Gates
+    labels: tuple[str, ...]
+
+
 def fidelity_of(
-    path: Path, precision: str, runner: Runner, probes: Probes, gates: Gates, timed: Runner | None = None
+    path: Path, precision: str, runner: Runner, examination: Examination, timed: Runner | None = None
 ) -> ArtifactFidelity:
     """One file by what its runner answers; `timed` gives the latency where that runner is not the one of production."""
+    probes, gates, labels = examination
     images = probes.images.astype(np.float32) / np.float32(255)
     with runner:
         return measure_artifact(
@@ -28,11 +38,12 @@ def fidelity_of(
             student_logits=runner(images),
             kinds=probes.kind,
             gates=gates,
+            labels=labels,
         )
 
 
 def graph_rows(
-    folder: Path, graphs: Sequence[ExportedGraph], target: Target, probes: Probes, gates: Gates
+    folder: Path, graphs: Sequence[ExportedGraph], target: Target, examination: Examination
 ) -> list[ArtifactFidelity]:
     """Every ONNX file, in ONNX Runtime. TensorRT rounds where the graph says; ONNX Runtime's own rewriting would elsewhere."""
     rows = []
@@ -40,7 +51,7 @@ def graph_rows(
         path = folder / graph.file_name
         with OnnxRunner(path) as timed:
             runner = OnnxRunner(path, exact=target.runtime == "tensorrt")
-            rows.append(fidelity_of(path, graph.precision, runner, probes, gates, timed))
+            rows.append(fidelity_of(path, graph.precision, runner, examination, timed))
     return rows
 
 

@@ -291,6 +291,65 @@ def test_no_probes_are_inadequate() -> None:
     assert not fidelity.assess_adequacy(logits[:0], targets[:0], kinds[:0], CLASSES).adequate
 
 
+# The gate of each class
+
+
+def of_classes(**shares: tuple[int, int]) -> dict[str, Proportion]:
+    return {name: fidelity.proportion(*counts) for name, counts in shares.items()}
+
+
+@pytest.mark.parametrize(
+    ("classes", "verdict", "words"),
+    [
+        # Wilson intervals of 95 of 100, 5 of 100 and 4 of 5: 88.8 to 97.8 %, 2.2 to 11.2 %, 37.6 to 96.4 %.
+        (of_classes(cat=(95, 100), dog=(95, 100)), "PASS", "of every class reaches the required 80 %"),
+        (of_classes(cat=(95, 100), dog=(5, 100)), "FAIL", "of dog (2.1 % to 11.1 %) stays below the required 80 %"),
+        (of_classes(cat=(95, 100), dog=(4, 5)), "INCONCLUSIVE", "of dog (37.5 % to 96.3 %) includes the required 80 %"),
+        (of_classes(cat=(95, 100), never=(0, 0)), "PASS", "of every class"),
+    ],
+)
+def test_every_class_that_the_teacher_names_is_judged(
+    classes: dict[str, Proportion], verdict: Verdict, words: str
+) -> None:
+    gates = Gates(min_agreement=None, min_class_agreement=0.8)
+    agreement = fidelity.proportion(95, 100)
+    judged = fidelity.judge(gates, agreement=agreement, by_class=classes, mean_kl=0.0, size_bytes=1, broken=0)
+    (gate,) = [gate for gate in judged if gate.name == "class agreement"]
+    assert (gate.verdict, gate.limit) == (verdict, 0.8)
+    assert words in gate.explanation
+
+
+def test_of_many_classes_that_fail_the_worst_are_named() -> None:
+    classes = {f"c{number}": fidelity.proportion(number, 100) for number in range(5)}
+    gates = Gates(min_agreement=None, min_class_agreement=0.8)
+    agreement = fidelity.proportion(10, 500)
+    *_, gate = fidelity.judge(gates, agreement=agreement, by_class=classes, mean_kl=0.0, size_bytes=1, broken=0)
+    assert (
+        gate.explanation.startswith("the whole 95 % interval of c0 (")
+        and " and 2 more classes stays" in gate.explanation
+    )
+    assert gate.measured == "0.0 %"
+
+
+def test_a_student_that_takes_one_class_for_another_fails_and_the_class_is_named() -> None:
+    teacher, _, kinds = probes()
+    swapped = teacher.copy()
+    swapped[teacher.argmax(1) == 3] = np.roll(swapped[teacher.argmax(1) == 3], 1, axis=1)
+    labels = [f"label {number}" for number in range(CLASSES)]
+    row = fidelity.measure_artifact(
+        *("student.onnx", "fp32"),
+        size_bytes=1,
+        latency_ms=None,
+        teacher_logits=teacher,
+        student_logits=swapped,
+        kinds=kinds,
+        gates=Gates(min_agreement=None, min_class_agreement=0.5),
+        labels=labels,
+    )
+    assert row.verdict == "FAIL"
+    assert "label 3 (0.0 %" in next(gate.explanation for gate in row.gates if gate.name == "class agreement")
+
+
 # The verdict
 
 ADEQUATE = fidelity.assess_adequacy(*probes(), CLASSES)

@@ -73,7 +73,27 @@ def test_another_limit_can_be_asked_for(folder: Path) -> None:
     assert result.exit_code == 4
     assert "required 100 %" in result.stdout
     wrong = compress("validate", folder, "--min-agreement", "2")
-    assert wrong.exit_code == 2 and "--min-agreement 2 is no share." in wrong.stderr
+    assert wrong.exit_code == 2 and "The limit min_agreement cannot be 2" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "strict", "lax", "name"),
+    [
+        ("--min-class-agreement", "1", "0.0001", "class agreement"),
+        ("--max-kl", "1e-9", "1000", "mean KL"),
+        ("--max-size-mb", "0.001", "10", "size"),
+    ],
+)
+def test_every_gate_can_be_set_here(folder: Path, option: str, strict: str, lax: str, name: str) -> None:
+    results = {
+        limit: compress("validate", folder, *EVERYTHING_PASSES, option, limit, "--json") for limit in (strict, lax)
+    }
+    gates = {
+        limit: {gate["name"]: gate["verdict"] for gate in ledger(result)["student.int8.onnx"]["gates"]}
+        for limit, result in results.items()
+    }
+    assert gates[strict][name] in {"FAIL", "INCONCLUSIVE"} and results[strict].exit_code == 4
+    assert gates[lax][name] in {"PASS", "INCONCLUSIVE"}  # a class of few probes may not clear the smallest of limits
 
 
 def test_a_changed_file_is_refused_by_its_hash(folder: Path) -> None:
