@@ -477,18 +477,21 @@ def _fall_silent() -> None:
 def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     from rich.text import Text
 
-    from compress.pipeline.fidelity import advice, verdict_sentence
+    from compress.pipeline.fidelity import advice, speed_remark, verdict_sentence
     from compress.pipeline.report import render_table
     from compress.pipeline.report.data import strict_json
     from compress.pipeline.workspace import STAGES
 
     validation, engine = delivery.report.validation, delivery.report.export.engine
-    sentence = verdict_sentence(validation)
+    sentence, remarks = (
+        verdict_sentence(validation),
+        [advice(validation), speed_remark(validation, delivery.report.target)],
+    )
     if as_json:
         content = {
             "verdict": validation.verdict,
             "reason": sentence,
-            "advice": advice(validation),
+            "advice": " ".join(filter(None, remarks)),
             "folder": str(delivery.folder),
             "seconds": round(delivery.seconds, 1),
             "reused": delivery.reused,
@@ -501,8 +504,8 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     stdout.print(render_table(validation))
     stdout.print(Text(engine.message))
     stdout.print(Text(sentence, style="bold"))
-    if advice(validation):
-        stdout.print(Text(advice(validation)))
+    for remark in filter(None, remarks):
+        stdout.print(Text(remark))
     reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
     stdout.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.exporters.targets import Gates
+from compress.exporters.targets import Gates, Target
 from compress.pipeline import metrics
 from compress.pipeline.metrics import Logits
 from compress.pipeline.records import ArtifactFidelity, Gate, ProbeAdequacy, Proportion, ValidateRecord, Verdict
@@ -322,6 +322,21 @@ def advice(validate: ValidateRecord) -> str:
             "--set quantize.max_left_float=6 leaves more of them in floating point."
         )
     return ""
+
+
+def speed_remark(validate: ValidateRecord, target: Target) -> str:
+    """That int8 is no faster than fp32 on the CPU that ran both, where it is such a CPU that the model is for."""
+    graphs = {row.precision: row for row in validate.ledger if row.artifact.endswith(".onnx")}
+    one, other = graphs.get("int8"), graphs.get("fp32")
+    if target.runtime != "onnxruntime" or one is None or other is None or None in (one.latency_ms, other.latency_ms):
+        return ""
+    assert one.latency_ms is not None and other.latency_ms is not None
+    if one.latency_ms < other.latency_ms:
+        return ""
+    return (
+        f"On this CPU {one.artifact} is no faster than {other.artifact}: {one.latency_ms:.3g} ms against "
+        f"{other.latency_ms:.3g} ms for one image. Where the device is alike, deploy {other.artifact}."
+    )
 
 
 def _misses_agreement(row: ArtifactFidelity) -> bool:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compress.exporters.targets import Gates
+from compress.exporters.targets import Gates, load_target
 from compress.pipeline import fidelity, metrics
 from compress.pipeline.records import ArtifactFidelity, Gate, ProbeAdequacy, Proportion, ValidateRecord, Verdict
 
@@ -397,6 +397,28 @@ def test_a_student_that_falls_short_is_told_of_its_cure(in_float: int, in_int8: 
     rounded = measured(wrong_on(in_int8), gates)
     told = validated(rounded, ADEQUATE).model_copy(update={"ledger": (student, rounded)})
     assert fidelity.advice(told).count(words) == 1 if words else fidelity.advice(told) == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "in_int8", "told"),
+    [
+        ("cpu-x86", 0.5, True),
+        ("cpu-x86", 0.3, True),
+        ("cpu-x86", 0.1, False),
+        ("cpu-x86", None, False),
+        ("jetson", 0.5, False),
+    ],
+)
+def test_int8_that_is_no_faster_where_it_is_to_run_is_told_of(target: str, in_int8: float | None, told: bool) -> None:
+    row = measured(wrong_on(0))
+    plain = row.model_copy(update={"artifact": "student.onnx", "precision": "fp32", "latency_ms": 0.3})
+    rounded = row.model_copy(update={"latency_ms": in_int8})
+    remark = fidelity.speed_remark(
+        validated(rounded, ADEQUATE).model_copy(update={"ledger": (plain, rounded)}), load_target(target)
+    )
+    assert bool(remark) is told
+    if told:
+        assert f"is no faster than student.onnx: {in_int8} ms against 0.3 ms for one image" in remark
 
 
 def test_no_advice_is_given_on_what_is_too_large_or_was_not_judged() -> None:
