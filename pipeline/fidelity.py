@@ -25,6 +25,9 @@ MIN_COVERAGE = 0.95
 MIN_DISTINCT = 0.5
 """Share of the probes that must differ from each other; copies narrow the interval without telling anything."""
 
+MAX_COPIED = 0.01
+"""Share of the probes that may be like images of the pool; two generators may draw the same once in a while."""
+
 FINITE, AGREEMENT, CLASSES, KL, SIZE = "finite outputs", "agreement", "class agreement", "mean KL", "size"
 PROBE_FREE = (FINITE, SIZE)
 """Gates that hold or fail for any images: these failures stand even where the probes are inadequate."""
@@ -206,13 +209,14 @@ def _top5(teacher_logits: Logits, student_logits: Logits) -> Proportion:
 
 
 def assess_adequacy(
-    teacher_logits: Logits, targets: NDArray[np.integer], kinds: NDArray[np.str_], num_classes: int
+    teacher_logits: Logits, targets: NDArray[np.integer], kinds: NDArray[np.str_], num_classes: int, copied: int = 0
 ) -> ProbeAdequacy:
     """Whether the probes could tell a faithful student from a useless one, judged by the teacher's logits `[N, K]`.
 
-    `targets` `[N]` are the classes that the images were made for, `kinds` `[N]` how they were made. A set is adequate when
-    the teacher answers finitely, names the classes, names none of them so often that a constant answer would look
-    faithful, is confident on the probes made for a class, and sees different images.
+    `targets` `[N]` are the classes that the images were made for, `kinds` `[N]` how they were made, `copied` how many the
+    student learned from. A set is adequate when the teacher answers finitely, names the classes, names none of them so
+    often that a constant answer would look faithful, is confident on the probes made for a class, and sees different
+    images, which were held back.
     """
     finite = metrics.finite_rows(teacher_logits)
     logits = teacher_logits[finite]
@@ -229,6 +233,7 @@ def assess_adequacy(
         median_confidence=median_confidence,
         distinct=len(np.unique(logits, axis=0)) / max(1, len(logits)),
         num_classes=num_classes,
+        copied=copied / max(1, len(kinds)),
     )
     on_target = logits[made_for_class].argmax(axis=1) == targets[finite][made_for_class]
     return ProbeAdequacy(
@@ -238,12 +243,20 @@ def assess_adequacy(
         largest_class_share=float(shares.max()),
         median_confidence=median_confidence,
         on_target=proportion(int(on_target.sum()), len(on_target)),
+        copied=copied,
         reasons=tuple(reasons),
     )
 
 
 def _inadequacies(
-    *, broken: int, seen: int, largest_share: float, median_confidence: float, distinct: float, num_classes: int
+    *,
+    broken: int,
+    seen: int,
+    largest_share: float,
+    median_confidence: float,
+    distinct: float,
+    num_classes: int,
+    copied: float,
 ) -> list[str]:
     # A guess is right once in num_classes times; half way between that and certainty separates the two.
     half_way = (1 + 1 / num_classes) / 2
@@ -261,6 +274,8 @@ def _inadequacies(
         )
     if distinct < MIN_DISTINCT:
         reasons.append(f"only {percent(distinct)} of them differ from each other")
+    if copied > MAX_COPIED:
+        reasons.append(f"the student learned from {percent(copied)} of them")
     return reasons
 
 

@@ -286,6 +286,8 @@ class ProbeAdequacy(Record):
     """The teacher's median largest softmax probability on the probes made for a class."""
     on_target: Proportion
     """Share of the probes made for a class that the teacher puts into that class."""
+    copied: int = 0
+    """Probes that are like an image which the student learned from."""
     reasons: tuple[str, ...]
     """Why not; empty when adequate."""
 

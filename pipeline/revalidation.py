@@ -87,7 +87,7 @@ def revalidate(
     elif engine:
         decisive = [_engine_here(folder / PLAN_NAME, report, examination)]
         rows += decisive
-    return concluded([in_torch, *rows], decisive, probes)
+    return concluded([in_torch, *rows], decisive, probes, report.validation.adequacy.copied)
 
 
 def _report(folder: Path) -> ReportData:

@@ -9,6 +9,7 @@ from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.runners import EngineRunner, TorchRunner
 from compress.exporters.targets import Precision, Typed
 from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
+from compress.pipeline.copies import copied
 from compress.pipeline.device import cpu_name, derived_seed
 from compress.pipeline.distillation.checkpoint import RESUME_FILES
 from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE
@@ -277,6 +278,7 @@ def validate(
         "probes": space.sha256("distill", PROBES_FILE),
         "gates": gates.model_dump(mode="json"),
         "labels": labels,
+        "pool": space.sha256("distill", POOL_FILE),
     }
 
     def produce(_: Path) -> ValidateRecord:
@@ -288,7 +290,8 @@ def validate(
             plan = space.file("export", PLAN_NAME)
             decisive = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination)]
             rows += decisive
-        return concluded([in_torch, *rows], decisive, probes)
+        pool = ImagePool.load(space.file("distill", POOL_FILE)).images
+        return concluded([in_torch, *rows], decisive, probes, copied(torch.from_numpy(probes.images), pool))
 
     return space.stage(
         "validate", inputs, ValidateRecord, produce, lambda record: f"{record.probes:,} probes: {record.verdict}"

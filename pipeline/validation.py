@@ -61,11 +61,14 @@ def decisive_rows(rows: Sequence[ArtifactFidelity], graphs: Sequence[ExportedGra
 
 
 def concluded(
-    ledger: Sequence[ArtifactFidelity], decisive: Sequence[ArtifactFidelity], probes: Probes
+    ledger: Sequence[ArtifactFidelity], decisive: Sequence[ArtifactFidelity], probes: Probes, copied: int
 ) -> ValidateRecord:
-    """The ledger and its verdict, which is that of the weakest of the `decisive` rows."""
+    """The ledger and its verdict, which is that of the weakest of the `decisive` rows.
+
+    `copied` probes are like images that the student learned from.
+    """
     num_classes = probes.teacher_logits.shape[1]
-    adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, num_classes)
+    adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, num_classes, copied)
     shipped = weakest(decisive, adequacy)
     kinds, counts = np.unique(probes.kind, return_counts=True)
     return ValidateRecord(

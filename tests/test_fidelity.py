@@ -350,6 +350,14 @@ def test_a_student_that_takes_one_class_for_another_fails_and_the_class_is_named
     assert "label 3 (0.0 %" in next(gate.explanation for gate in row.gates if gate.name == "class agreement")
 
 
+def test_probes_that_the_student_learned_from_carry_no_verdict() -> None:
+    # A hundredth of 1,000 may be like images of the pool.
+    assert fidelity.assess_adequacy(*probes(), CLASSES, copied=10).adequate
+    copies = fidelity.assess_adequacy(*probes(), CLASSES, copied=11)
+    assert (copies.adequate, copies.reasons) == (False, ("the student learned from 1.1 % of them",))
+    assert fidelity.overall_verdict(measured(wrong_on(0), Gates(min_agreement=0.9)), copies) == "INCONCLUSIVE"
+
+
 # The verdict
 
 ADEQUATE = fidelity.assess_adequacy(*probes(), CLASSES)
