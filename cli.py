@@ -477,21 +477,21 @@ def _fall_silent() -> None:
 def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     from rich.text import Text
 
-    from compress.pipeline.fidelity import advice, speed_remark, verdict_sentence
+    from compress.pipeline.fidelity import remarks, verdict_sentence
     from compress.pipeline.report import render_table
     from compress.pipeline.report.data import strict_json
+    from compress.pipeline.report.runner import tell_runner
     from compress.pipeline.workspace import STAGES
 
     validation, engine = delivery.report.validation, delivery.report.export.engine
-    sentence, remarks = (
-        verdict_sentence(validation),
-        [advice(validation), speed_remark(validation, delivery.report.target)],
-    )
+    sentence, beside = verdict_sentence(validation), remarks(validation, delivery.report.target)
+    if annotation := tell_runner(delivery.report, delivery.folder, os.environ):
+        typer.echo(annotation, err=True)
     if as_json:
         content = {
             "verdict": validation.verdict,
             "reason": sentence,
-            "advice": " ".join(filter(None, remarks)),
+            "advice": beside,
             "folder": str(delivery.folder),
             "seconds": round(delivery.seconds, 1),
             "reused": delivery.reused,
@@ -504,8 +504,8 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     stdout.print(render_table(validation))
     stdout.print(Text(engine.message))
     stdout.print(Text(sentence, style="bold"))
-    for remark in filter(None, remarks):
-        stdout.print(Text(remark))
+    if beside:
+        stdout.print(Text(beside))
     reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
     stdout.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 

@@ -339,6 +339,11 @@ def advice(validate: ValidateRecord) -> str:
     return ""
 
 
+def remarks(validate: ValidateRecord, target: Target) -> str:
+    """What to know and to do beside the verdict; empty where there is nothing."""
+    return " ".join(filter(None, (advice(validate), speed_remark(validate, target))))
+
+
 def speed_remark(validate: ValidateRecord, target: Target) -> str:
     """That int8 is no faster than fp32 on the CPU that ran both, where it is such a CPU that the model is for."""
     graphs = {row.precision: row for row in validate.ledger if row.artifact.endswith(".onnx")}

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from compress.pipeline.fidelity import AGREEMENT, advice, find_artifact, speed_remark, verdict_sentence
+from compress.pipeline.fidelity import AGREEMENT, find_artifact, remarks, verdict_sentence
 from compress.pipeline.records import ArtifactFidelity
 from compress.pipeline.report import charts, curves, sections, text
 from compress.pipeline.report.data import ReportData, to_json
@@ -60,7 +60,7 @@ def _context(data: ReportData) -> dict[str, Any]:
     return {
         "data": data,
         "sentence": verdict_sentence(data.validation).partition(": ")[2],
-        "advice": " ".join(filter(None, (advice(data.validation), speed_remark(data.validation, data.target)))),
+        "advice": remarks(data.validation, data.target),
         "shipped": shipped,
         "headline": sections.headline(data),
         "classes": classes,
