@@ -202,9 +202,9 @@ def test_an_engine_that_compress_built_is_known_by_its_description(orin: Device)
 def test_a_build_that_is_interrupted_leaves_nothing(orin: Device) -> None:
     trtexec = Path(orin.environment["PATH"].split(":")[0]) / "trtexec"
     program = trtexec.read_text(encoding="utf-8")
-    slow = program.replace("--saveEngine=*) echo plan", "--saveEngine=*) kill -INT $PPID; sleep 0.2; echo plan")
+    slow = program.replace("--saveEngine=*) echo plan", "--saveEngine=*) kill -TERM $PPID; sleep 0.2; echo plan")
     trtexec.write_text(slow, encoding="utf-8")
-    assert orin.build().returncode == 130
+    assert orin.build().returncode == 143
     assert not list(orin.folder.rglob("*.partial"))
 
 

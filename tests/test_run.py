@@ -160,7 +160,7 @@ def test_json_is_one_document_on_stdout_and_progress_is_plain_text_on_stderr(
 ) -> None:
     result = compress(*inputs, *PASSING, "-o", again, "--json")
     document = json.loads(result.stdout)
-    assert set(document) == {"verdict", "reason", "folder", "seconds", "reused", "engine", "validation"}
+    assert set(document) == {"verdict", "reason", "advice", "folder", "seconds", "reused", "engine", "validation"}
     assert (document["verdict"], document["folder"]) == ("PASS", str(again))
     assert document["reason"].startswith("PASS: student.int8.onnx")
     assert "[7/7] package" in result.stderr
