@@ -3,7 +3,7 @@
 Source: the ONNX parser of TensorRT 8.6 and 10 (onnx/onnx-tensorrt, `docs/operators.md` and the Q/DQ importers) and the
 developer guide, "Working with Quantized Types". The rules:
 
-    R1   operators that TensorRT has, in the standard domain, no local functions
+    R1   operators that the oldest TensorRT of the target has, in the standard domain, no local functions
     R2   zero points are there, int8, zero, and as many as scales
     R3   scales are constants of floats, finite and above zero
     R4   activations are quantized per tensor, weights per output channel
@@ -27,22 +27,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from compress.exporters.legalise import attributes, constants
+from compress.exporters.operators import lacking
 from compress.exporters.targets import Target
 from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.records import Record
-
-# Operators of convolutional classifiers that every TensorRT from 8.0 on takes.
-# fmt: off
-SUPPORTED = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "ConvTranspose",
-    "DequantizeLinear", "Div", "Dropout", "Elu", "Erf", "Exp", "Flatten", "Gather", "Gemm", "GlobalAveragePool",
-    "GlobalMaxPool", "HardSigmoid", "Identity", "LeakyRelu", "Log", "MatMul", "Max", "MaxPool", "Min", "Mul",
-    "Neg", "PRelu", "Pad", "Pow", "QuantizeLinear", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape",
-    "Resize", "Selu", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub",
-    "Tanh", "Transpose", "Unsqueeze",
-})
-# fmt: on
-# HardSwish of opset 14 is not among them before TensorRT 10; the exporter here writes it as HardSigmoid and Mul.
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
@@ -165,13 +153,17 @@ def _finding(rule: str, node: NodeProto, message: str, cure: str) -> Finding:
 
 
 def _operators(graph: _Graph, target: Target) -> Iterator[Finding]:
-    supported = SUPPORTED if target.int8 else SUPPORTED - set(_PAIR)
     for function in graph.model.functions:
         yield Finding(rule="R1", node=function.name, message="This is a local function.", cure="Inline functions.")
     for node in graph.nodes:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in supported:
-            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            yield _finding("R1", node, f"{target.name} has no operator {name}.", "Express it by standard operators.")
+        if node.domain not in ("", "ai.onnx"):
+            told = f"TensorRT has no operator {node.domain}.{node.op_type}."
+        elif node.op_type in _PAIR and target.int8 is None:
+            told = f"{target.name} has no int8 arithmetic, and so no {node.op_type}."
+        else:
+            told = lacking(node.op_type, target) or ""
+        if told:
+            yield _finding("R1", node, told, "Express it by other standard operators.")
 
 
 def _zero_points(graph: _Graph) -> Iterator[Finding]:

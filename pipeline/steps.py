@@ -241,19 +241,27 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
         )
 
     def produce(folder: Path) -> ExportRecord:
-        graphs = tuple(graph(precision, folder) for precision in target.precisions)
-        shipped = folder / graphs[-1].file_name
-        typed: Path | None = None
-        notes: tuple[str, ...] = ()
-        if target.typed is not None:
+        graphs: list[ExportedGraph] = []
+        notes: list[str] = []
+
+        def add(precision: Precision, typed: Typed | None = None) -> None:
             try:
-                graphs += (graph("int8", folder, target.typed),)
-                typed = folder / graphs[-1].file_name
-            except CompressError as error:  # TensorRT up to 10 does without it, and hours of learning are behind
-                notes = (f"There is no file for TensorRT 11: {error.message}",)
+                graphs.append(graph(precision, folder, typed))
+            except CompressError as error:
+                if typed is None and precision != "fp16":
+                    raise
+                # The device does without it, and hours of learning are behind.
+                notes.append(f"There is no {'typed ' if typed else ''}{precision} file: {error.message}")
+
+        for precision in target.precisions:
+            add(precision)
+        shipped = folder / graphs[-1].file_name
+        if target.typed is not None:
+            add("int8", target.typed)
+        typed = next((folder / graph.file_name for graph in graphs if graph.typed), None)
         engine = build_engine(shipped, folder / PLAN_NAME, target, typed)
         write_deploy(folder, target.model_copy(update={"gates": space.settings.gates}), graphs, teacher_input)
-        return ExportRecord(target=target.name, graphs=graphs, engine=engine, notes=notes)
+        return ExportRecord(target=target.name, graphs=tuple(graphs), engine=engine, notes=tuple(notes))
 
     def summary(record: ExportRecord) -> str:
         return ", ".join(f"{graph.file_name} (opset {graph.opset})" for graph in record.graphs)

@@ -13,8 +13,9 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from compress.exporters.calibration import observe
 from compress.exporters.half import in_half_precision
 from compress.exporters.integer_weights import store_integer_weights
-from compress.exporters.lint import SUPPORTED, Finding, lint
+from compress.exporters.lint import Finding, lint
 from compress.exporters.onnx_graph import export_onnx
+from compress.exporters.operators import first_versions, lacking
 from compress.exporters.qdq import insert_fake_quantization
 from compress.exporters.targets import load_target
 from compress.pipeline.errors import InputError
@@ -187,8 +188,8 @@ FIRST = [("first.quantize", "first.dequantize"), ("first.weight.quantize", "firs
 @pytest.mark.parametrize(
     ("harm", "rule", "nodes", "words"),
     [
-        (custom_operator, "R1", ["first.activation"], "jetson has no operator com.vendor.Relu"),
-        (missing_operator, "R1", ["first.activation"], "jetson has no operator Mish"),
+        (custom_operator, "R1", ["first.activation"], "TensorRT has no operator com.vendor.Relu"),
+        (missing_operator, "R1", ["first.activation"], "TensorRT has no operator Mish"),
         (local_function, "R1", ["activate"], "local function"),
         (no_zero_point, "R2", ["first.quantize"], "zero point is missing"),
         (unsigned_zero_points, "R2", FIRST[0], "uint8, not int8"),
@@ -263,7 +264,7 @@ def test_a_board_without_int8_has_no_quantization_operators(tmp_path: Path) -> N
     found = findings(quantized_model(opset=13, ir_version=7), tmp_path, "jetson-nano-jp4")
     assert {finding.rule for finding in found} == {"R1"}
     assert len(found) == 10
-    assert "jetson-nano-jp4 has no operator QuantizeLinear" in found[0].message
+    assert found[0].message == "jetson-nano-jp4 has no int8 arithmetic, and so no QuantizeLinear."
 
 
 def typed(model: ModelProto, opset: int = 19, ir_version: int = 9) -> ModelProto:
@@ -335,7 +336,38 @@ def test_batch_normalisation_is_fine_without_quantization(tmp_path: Path) -> Non
 
 def test_the_operator_table_names_real_operators() -> None:
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    assert known >= SUPPORTED
+    assert known >= first_versions().keys()
+
+
+@pytest.mark.parametrize(
+    ("operator", "target", "told"),
+    [
+        ("Relu", "jetson-nano-jp4", None),
+        ("Einsum", "jetson-nano-jp4", "TensorRT has Einsum from 8.2 on, and jetson-nano-jp4 may have 8.0."),
+        ("Einsum", "jetson-orin-jp5", None),
+        ("Mod", "jetson-orin-jp5", "TensorRT has Mod from 8.5 on, and jetson-orin-jp5 may have 8.4."),
+        ("LayerNormalization", "jetson", None),  # JetPack 6.0 brings 8.6, the first with it
+        ("HardSwish", "jetson", "TensorRT has HardSwish from 10.0 on, and jetson may have 8.6."),
+        ("HardSwish", "nvidia-gpu", None),
+        ("DeformConv", "nvidia-gpu", "TensorRT has DeformConv from 10.1 on, and nvidia-gpu may have 10."),
+        ("DeformConv", "jetson-orin-jp7", None),
+        ("Mish", "nvidia-gpu", "TensorRT has no operator Mish."),
+    ],
+)
+def test_the_oldest_tensorrt_of_a_target_decides_which_operators_there_are(
+    operator: str, target: str, told: str | None
+) -> None:
+    assert lacking(operator, load_target(target)) == told
+
+
+def test_an_operator_that_an_older_tensorrt_lacks_is_named_with_the_version_that_brought_it(tmp_path: Path) -> None:
+    model = linear_model()
+    model.graph.node[0].input[0] = "whole"
+    model.graph.node.insert(0, helper.make_node("Mod", ["images", "images"], ["whole"], "remainder", fmod=1))
+    (found,) = findings(model, tmp_path, "jetson-orin-jp5")
+    assert rules([found]) == [("R1", "remainder")]
+    assert found.message == "TensorRT has Mod from 8.5 on, and jetson-orin-jp5 may have 8.4."
+    assert findings(model, tmp_path, "jetson") == []
 
 
 def test_what_the_exporter_makes_is_clean(tmp_path: Path) -> None:

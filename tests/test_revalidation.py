@@ -62,7 +62,13 @@ def test_a_folder_gets_the_verdict_that_it_was_delivered_with(folder: Path) -> N
     assert result.exit_code == 0
     before = json.loads((folder / "report.json").read_text())["validation"]
     now = ledger(result)
-    assert list(now) == ["student.safetensors", "student.onnx", "student.int8.onnx", "student.int8.typed.onnx"]
+    assert list(now) == [
+        "student.safetensors",
+        "student.onnx",
+        "student.fp16.onnx",
+        "student.int8.onnx",
+        "student.int8.typed.onnx",
+    ]
     for row in before["ledger"]:
         for key in ("agreement", "agreement_by_class", "mean_kl", "size_bytes", "gates"):
             assert now[row["artifact"]][key] == row[key]
@@ -218,7 +224,9 @@ def test_a_student_that_does_not_fit_into_fp16_is_delivered_without_the_typed_fi
     words = (str(teacher_file), "--labels", str(labels_file), *OPTIONS, "--target", "nvidia-gpu", *EVERYTHING_PASSES)
     result = compress(*words, "-o", tmp_path / "out")
     assert result.exit_code == 0
-    assert "There is no file for TensorRT 11: The constant 'x'" in result.stderr
+    assert "There is no typed int8 file: The constant 'x'" in result.stderr
+    assert "There is no fp16 file: The constant 'x'" in result.stderr
     assert not (tmp_path / "out" / "student.int8.typed.onnx").exists()
+    assert not (tmp_path / "out" / "student.fp16.onnx").exists()
     assert "takes typed graphs only" in (tmp_path / "out" / "deploy" / "build_engine.sh").read_text()
     assert "PASS: student.int8.onnx gives" in result.stdout
