@@ -88,6 +88,13 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def on_real_images(folder: Path, options: argparse.Namespace) -> dict[str, Measured]:
+    """Every artifact of the folder on the images that `--data` names."""
+    teacher = find_teacher(folder, options.teacher)
+    with torch.inference_mode():
+        return measure(folder, teacher, *read_images(options.data, options.limit))
+
+
 def all_targets(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run, or find made already, each target in turn."""
     first = options.output / FIRST
@@ -96,10 +103,7 @@ def all_targets(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if target != FIRST:
             start_from(folder, first)
         run(target, folder, options)
-        with torch.inference_mode():
-            images = read_images(options.data, options.limit) if options.data else None
-            on_real = measure(folder, find_teacher(folder, options.teacher), *images) if images else {}
-        yield from rows_of(folder, on_real)
+        yield from rows_of(folder, on_real_images(folder, options) if options.data else {})
 
 
 def main() -> int:

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from compress.exporters.targets import Gates, Target
 from compress.pipeline import metrics
 from compress.pipeline.metrics import Logits
-from compress.pipeline.records import ArtifactFidelity, Gate, ProbeAdequacy, Proportion, ValidateRecord, Verdict
+from compress.pipeline.records import (
+    ArtifactFidelity,
+    Gate,
+    ProbeAdequacy,
+    Proportion,
+    Step,
+    ValidateRecord,
+    Verdict,
+)
 
 CLASS_CONDITIONAL = "synthesised"
 """The kind of probes that were made to show one class each."""
@@ -200,6 +208,20 @@ def measure_artifact(
     )
 
 
+def measure_step(
+    before: ArtifactFidelity, after: ArtifactFidelity, logits_before: Logits, logits_after: Logits
+) -> Step:
+    """One artifact against the one that it was made from, on the same N probes: logits `[N, K]` of both."""
+    agree = metrics.top_k_agreement(logits_before, logits_after)
+    return Step(
+        origin=before.artifact,
+        agreement=proportion(int(agree.sum()), len(agree)),
+        mean_kl=float(metrics.kl_divergence(logits_before, logits_after).mean()),
+        sqnr_db=metrics.sqnr_db(logits_before, logits_after),
+        lost=before.agreement.value - after.agreement.value,
+    )
+
+
 def _top5(teacher_logits: Logits, student_logits: Logits) -> Proportion:
     agree = metrics.top_k_agreement(teacher_logits, student_logits, k=5)
     return proportion(int(agree.sum()), len(agree))
@@ -341,7 +363,17 @@ def advice(validate: ValidateRecord) -> str:
 
 def remarks(validate: ValidateRecord, target: Target) -> str:
     """What to know and to do beside the verdict; empty where there is nothing."""
-    return " ".join(filter(None, (advice(validate), speed_remark(validate, target))))
+    return " ".join(filter(None, (advice(validate), loss_remark(validate), speed_remark(validate, target))))
+
+
+def loss_remark(validate: ValidateRecord) -> str:
+    """Where what rounding cost begins, and how it is avoided; empty where it cost no more than its share."""
+    starts = {row.artifact: row.step.starts_in for row in validate.ledger if row.step and row.step.starts_in}
+    return " ".join(
+        f"Most of what {artifact} loses begins in the layer {start.layer}, whose output falls to {start.sqnr_db:.0f} dB "
+        f"from {start.before_db:.0f} dB or more before it; --set quantize.exclude=[{start.layer}] leaves it in floating point."
+        for artifact, start in starts.items()
+    )
 
 
 def speed_remark(validate: ValidateRecord, target: Target) -> str:

@@ -253,6 +253,38 @@ class Gate(Record):
     explanation: str
 
 
+class LayerNoise(Record):
+    """What is left of one layer's output in another precision."""
+
+    layer: str
+    sqnr_db: float
+
+
+class LayerStart(Record):
+    """The layer in which most of a loss begins."""
+
+    layer: str
+    before_db: float
+    """Signal-to-noise ratio of the worst layer before it."""
+    sqnr_db: float
+    """Of its own output."""
+
+
+class Step(Record):
+    """An artifact against the one that it was made from, on the probes."""
+
+    origin: str
+    """The artifact that it was made from."""
+    agreement: Proportion
+    """Probes on which the two name the same class."""
+    mean_kl: float
+    sqnr_db: float
+    lost: float
+    """Of the agreement with the teacher, from one to the other."""
+    starts_in: LayerStart | None = None
+    """Where a step lost more than its share."""
+
+
 class ArtifactFidelity(Record):
     """One row of the fidelity ledger: an artifact against the teacher, on the probes."""
 
@@ -269,6 +301,8 @@ class ArtifactFidelity(Record):
     mean_kl: float
     kl_p99: float
     sqnr_db: float
+    step: Step | None = None
+    """None for the float student, which is the first."""
     gates: tuple[Gate, ...]
     verdict: Verdict
 

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +17,20 @@ from compress.exporters.deploy import PLAN_NAME
 from compress.exporters.runners import EngineRunner, TorchRunner
 from compress.exporters.targets import Gates
 from compress.pipeline.errors import GateError, InputError, UsageError
-from compress.pipeline.fidelity import measure_artifact
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
-from compress.pipeline.records import ArtifactFidelity, ValidateRecord
+from compress.pipeline.records import ValidateRecord
 from compress.pipeline.report import ReportData
-from compress.pipeline.validation import Examination, concluded, decisive_rows, fidelity_of, graph_rows
+from compress.pipeline.validation import (
+    Examination,
+    Examined,
+    concluded,
+    decisive,
+    examine_graphs,
+    fidelity_of,
+    judged,
+)
 
 RECEIPT_SUFFIX, LOGITS_SUFFIX = ".receipt.json", ".logits.npy"
 
@@ -79,15 +86,13 @@ def revalidate(
     student = Normalised(build(report.distill.spec), report.teacher.input.mean, report.teacher.input.std)
     student.load_state_dict(load_file(folder / "student.safetensors"))
     in_torch = fidelity_of(folder / "student.safetensors", "fp32", TorchRunner(student), examination)
-    rows = graph_rows(folder, report.export.graphs, report.target, examination)
-    decisive = decisive_rows(rows, report.export.graphs)
+    graphs = examine_graphs(folder, report.export.graphs, report.target, examination, in_torch)
+    deciding, engines = decisive(graphs, report.export.graphs), []
     if receipt is not None:
-        decisive = [_engine_of(receipt, report, folder, examination)]
-        rows += decisive
+        engines = [_engine_of(receipt, report, folder, examination, graphs)]
     elif engine:
-        decisive = [_engine_here(folder / PLAN_NAME, report, examination)]
-        rows += decisive
-    return concluded([in_torch, *rows], decisive, probes, report.validation.adequacy.copied)
+        engines = [_engine_here(folder / PLAN_NAME, report, examination, deciding[0])]
+    return concluded([in_torch, *graphs, *engines], engines or deciding, probes, report.validation.adequacy.copied)
 
 
 def _report(folder: Path) -> ReportData:
@@ -108,15 +113,16 @@ def _report(folder: Path) -> ReportData:
         ) from error
 
 
-def _engine_here(plan: Path, report: ReportData, examination: Examination) -> ArtifactFidelity:
+def _engine_here(plan: Path, report: ReportData, examination: Examination, origin: Examined) -> Examined:
     if not plan.is_file():
         raise UsageError(f"There is no engine '{plan}'.", "deploy/build_engine.sh builds it, on the device.")
-    return fidelity_of(plan, report.target.shipped, EngineRunner(plan), examination)
+    return fidelity_of(plan, report.target.shipped, EngineRunner(plan), examination, origin=origin)
 
 
-def _engine_of(path: Path, report: ReportData, folder: Path, examination: Examination) -> ArtifactFidelity:
-    """The engine's row, from what `deploy/replay.py` wrote on the device."""
-    probes, gates, labels = examination
+def _engine_of(
+    path: Path, report: ReportData, folder: Path, examination: Examination, graphs: Sequence[Examined]
+) -> Examined:
+    """The engine, from what `deploy/replay.py` wrote on the device."""
     receipt = _read(path)
     replay = receipt.replay
     deployable = {graph.sha256 for graph in report.export.graphs if graph.precision == report.target.shipped}
@@ -128,16 +134,12 @@ def _engine_of(path: Path, report: ReportData, folder: Path, examination: Examin
         raise InputError(f"'{path}' tells of other probes.", "Replay the probes of this folder on the device.")
     if (receipt.plan_sha256 or replay.plan_sha256) != replay.plan_sha256:
         raise InputError(f"'{path}' tells of another engine than was built.", "Run deploy/replay.py once more.")
-    return measure_artifact(
-        PLAN_NAME,
-        precision=report.target.shipped,
-        size_bytes=replay.plan_bytes,
-        latency_ms=receipt.latency_ms,
-        teacher_logits=probes.teacher_logits,
-        student_logits=_logits(path, replay, probes.teacher_logits.shape),
-        kinds=probes.kind,
-        gates=gates,
-        labels=labels,
+    origin = next(
+        found for found, graph in zip(graphs, report.export.graphs, strict=True) if graph.sha256 == replay.onnx_sha256
+    )
+    logits = _logits(path, replay, examination.probes.teacher_logits.shape)
+    return judged(
+        *(PLAN_NAME, report.target.shipped, replay.plan_bytes, receipt.latency_ms, logits, examination), origin=origin
     )
 
 

@@ -34,7 +34,7 @@ from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
 from compress.pipeline.tensor_files import write_tensors
-from compress.pipeline.validation import Examination, concluded, decisive_rows, fidelity_of, graph_rows
+from compress.pipeline.validation import Examination, concluded, decisive, examine_graphs, fidelity_of
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
     QUANTIZED_FILE,
@@ -292,14 +292,15 @@ def validate(
     def produce(_: Path) -> ValidateRecord:
         weights = space.file("distill", STUDENT_FILE)
         in_torch = fidelity_of(weights, "fp32", TorchRunner(space.student(student)), examination)
-        rows = graph_rows(space.results["export"].folder, exported.graphs, space.target, examination)
-        decisive = decisive_rows(rows, exported.graphs)
+        folder = space.results["export"].folder
+        graphs = examine_graphs(folder, exported.graphs, space.target, examination, in_torch)
+        deciding, engines = decisive(graphs, exported.graphs), []
         if exported.engine.built:
-            plan = space.file("export", PLAN_NAME)
-            decisive = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination)]
-            rows += decisive
+            plan, origin = space.file("export", PLAN_NAME), deciding[0]
+            engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=origin)]
         pool = ImagePool.load(space.file("distill", POOL_FILE)).images
-        return concluded([in_torch, *rows], decisive, probes, copied(torch.from_numpy(probes.images), pool))
+        copies = copied(torch.from_numpy(probes.images), pool)
+        return concluded([in_torch, *graphs, *engines], engines or deciding, probes, copies)
 
     return space.stage(
         "validate", inputs, ValidateRecord, produce, lambda record: f"{record.probes:,} probes: {record.verdict}"

@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from compress.exporters.runners import OnnxRunner, Runner, median_latency_ms
+from compress.exporters.divergence import layer_noise, start_of_loss
+from compress.exporters.runners import Logits, OnnxRunner, Runner, median_latency_ms
 from compress.exporters.targets import Gates, Target
 from compress.pipeline.device import cpu_name
-from compress.pipeline.fidelity import assess_adequacy, measure_artifact, overall_verdict, weakest
+from compress.pipeline.fidelity import assess_adequacy, measure_artifact, measure_step, overall_verdict, weakest
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ArtifactFidelity, ExportedGraph, ValidateRecord
+
+MOST_LOST = 0.01
+"""Of the agreement with the teacher, by one step; where more is lost, it is looked for in the layers."""
+
+LAYER_IMAGES = 64
+"""Probes that layers are compared on."""
 
 
 class Examination(NamedTuple):
@@ -21,61 +29,114 @@ class Examination(NamedTuple):
     gates: Gates
     labels: tuple[str, ...]
 
+    @property
+    def images(self) -> NDArray[np.float32]:
+        """The probes, `[N, C, H, W]` in [0, 1]."""
+        return self.probes.images.astype(np.float32) / np.float32(255)
+
+
+class Examined(NamedTuple):
+    """An artifact's row of the ledger, and the logits `[N, K]` that it rests on."""
+
+    row: ArtifactFidelity
+    logits: Logits
+
 
 def fidelity_of(
-    path: Path, precision: str, runner: Runner, examination: Examination, timed: Runner | None = None
-) -> ArtifactFidelity:
-    """One file by what its runner answers; `timed` gives the latency where that runner is not the one of production."""
-    probes, gates, labels = examination
-    images = probes.images.astype(np.float32) / np.float32(255)
+    path: Path,
+    precision: str,
+    runner: Runner,
+    examination: Examination,
+    timed: Runner | None = None,
+    origin: Examined | None = None,
+) -> Examined:
+    """One file by what its runner answers; `timed` gives the latency where that runner is not the one of production.
+
+    `origin` is the artifact that it was made from.
+    """
+    images = examination.images
     with runner:
-        return measure_artifact(
-            path.name,
-            precision=precision,
-            size_bytes=path.stat().st_size,
-            latency_ms=median_latency_ms(timed or runner, images[:1], repeats=50, warmup=10),
-            teacher_logits=probes.teacher_logits,
-            student_logits=runner(images),
-            kinds=probes.kind,
-            gates=gates,
-            labels=labels,
-        )
+        logits = runner(images)
+        latency_ms = median_latency_ms(timed or runner, images[:1], repeats=50, warmup=10)
+    return judged(path.name, precision, path.stat().st_size, latency_ms, logits, examination, origin)
 
 
-def graph_rows(
-    folder: Path, graphs: Sequence[ExportedGraph], target: Target, examination: Examination
-) -> list[ArtifactFidelity]:
-    """Every ONNX file, in ONNX Runtime. TensorRT rounds where the graph says; ONNX Runtime's own rewriting would elsewhere."""
-    rows = []
+def judged(
+    artifact: str,
+    precision: str,
+    size_bytes: int,
+    latency_ms: float | None,
+    logits: Logits,
+    examination: Examination,
+    origin: Examined | None = None,
+) -> Examined:
+    """An artifact by its answers, wherever it ran."""
+    probes, gates, labels = examination
+    row = measure_artifact(
+        artifact,
+        precision=precision,
+        size_bytes=size_bytes,
+        latency_ms=latency_ms,
+        teacher_logits=probes.teacher_logits,
+        student_logits=logits,
+        kinds=probes.kind,
+        gates=gates,
+        labels=labels,
+    )
+    if origin is not None:
+        row = row.model_copy(update={"step": measure_step(origin.row, row, origin.logits, logits)})
+    return Examined(row, logits)
+
+
+def examine_graphs(
+    folder: Path, graphs: Sequence[ExportedGraph], target: Target, examination: Examination, in_torch: Examined
+) -> list[Examined]:
+    """Every ONNX file, in ONNX Runtime. TensorRT rounds where the graph says; ONNX Runtime's own rewriting would elsewhere.
+
+    The first is in fp32 and made from the student in PyTorch; the others say the same in fewer bits.
+    """
+    examined: list[Examined] = []
     for graph in graphs:
         path = folder / graph.file_name
         with OnnxRunner(path) as timed:
             runner = OnnxRunner(path, exact=target.runtime == "tensorrt")
-            rows.append(fidelity_of(path, graph.precision, runner, examination, timed))
-    return rows
+            origin = examined[0] if examined else in_torch
+            found = fidelity_of(path, graph.precision, runner, examination, timed, origin)
+        if examined:
+            found = found._replace(row=_with_start_of_loss(found.row, folder / graphs[0].file_name, path, examination))
+        examined.append(found)
+    return examined
 
 
-def decisive_rows(rows: Sequence[ArtifactFidelity], graphs: Sequence[ExportedGraph]) -> Sequence[ArtifactFidelity]:
-    """Of the graphs' rows, those that the device may run: which int8 file its engine is built from, its TensorRT decides."""
-    return rows[-2:] if graphs[-1].typed else rows[-1:]
+def _with_start_of_loss(row: ArtifactFidelity, origin: Path, path: Path, examination: Examination) -> ArtifactFidelity:
+    """The row with the layer in which its step's loss begins, where it lost more than its share."""
+    if row.step is None or row.step.lost <= MOST_LOST:
+        return row
+    start = start_of_loss(layer_noise(origin, path, examination.images[:LAYER_IMAGES]))
+    return row.model_copy(update={"step": row.step.model_copy(update={"starts_in": start})})
+
+
+def decisive(examined: Sequence[Examined], graphs: Sequence[ExportedGraph]) -> Sequence[Examined]:
+    """Of the graphs, those that the device may run: which int8 file its engine is built from, its TensorRT decides."""
+    return examined[-2:] if graphs[-1].typed else examined[-1:]
 
 
 def concluded(
-    ledger: Sequence[ArtifactFidelity], decisive: Sequence[ArtifactFidelity], probes: Probes, copied: int
+    examined: Sequence[Examined], decisive: Sequence[Examined], probes: Probes, copied: int
 ) -> ValidateRecord:
-    """The ledger and its verdict, which is that of the weakest of the `decisive` rows.
+    """The ledger and its verdict, which is that of the weakest of the `decisive` artifacts.
 
     `copied` probes are like images that the student learned from.
     """
     num_classes = probes.teacher_logits.shape[1]
     adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, num_classes, copied)
-    shipped = weakest(decisive, adequacy)
+    shipped = weakest([found.row for found in decisive], adequacy)
     kinds, counts = np.unique(probes.kind, return_counts=True)
     return ValidateRecord(
         probes=len(probes.images),
         probe_kinds=dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
         adequacy=adequacy,
-        ledger=tuple(ledger),
+        ledger=tuple(found.row for found in examined),
         shipped=shipped.artifact,
         verdict=overall_verdict(shipped, adequacy),
         cpu=cpu_name(),

@@ -8,19 +8,20 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from compress.exporters.calibration import observe
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.qdq import insert_fake_quantization
-from compress.exporters.runners import OnnxRunner
-from compress.exporters.targets import Gates
+from compress.exporters.runners import OnnxRunner, TorchRunner
+from compress.exporters.targets import Gates, load_target
 from compress.pipeline.copies import copied
+from compress.pipeline.fidelity import loss_remark
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ValidateRecord
 from compress.pipeline.teacher import open_teacher
-from compress.pipeline.validation import Examination, concluded, fidelity_of
+from compress.pipeline.validation import Examination, Examined, concluded, examine_graphs, fidelity_of
 from tests.command import LABELS, save_teacher
 from tests.tiny import tiny_teacher
 
@@ -59,8 +60,8 @@ def exported(network: torch.nn.Module, probes: Probes, path: Path) -> Path:
 
 def judged(path: Path, probes: Probes, copies: int = 0) -> ValidateRecord:
     examination = Examination(probes, GATES, LABELS)
-    row = fidelity_of(path, "int8", OnnxRunner(path, exact=True), examination)
-    return concluded([row], [row], probes, copies)
+    found = fidelity_of(path, "int8", OnnxRunner(path, exact=True), examination)
+    return concluded([found], [found], probes, copies)
 
 
 def constant(model: ModelProto, name: str) -> np.ndarray:
@@ -88,12 +89,18 @@ def two_classes_swapped(model: ModelProto) -> None:
         replace(model, name, constant(model, name)[[0, 2, 1, 3]])
 
 
-def one_scale_times_eight(model: ModelProto) -> None:
-    """What an activation is multiplied by on its way back to floats, not what it was divided by."""
+def one_activation(model: ModelProto) -> NodeProto:
+    """The third tensor that is quantized, on its way back to floats."""
     pairs = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
     weights = {tensor.name for tensor in model.graph.initializer}
     quantized = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    activation = [node for node in pairs if quantized[node.input[0]] not in weights][2]
+    taken: NodeProto = [node for node in pairs if quantized[node.input[0]] not in weights][2]
+    return taken
+
+
+def one_scale_times_eight(model: ModelProto) -> None:
+    """What an activation is multiplied by on its way back to floats, not what it was divided by."""
+    activation = one_activation(model)
     scale = constant(model, activation.input[1]) * 8
     model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), "sabotage"))
     activation.input[1] = "sabotage"
@@ -127,6 +134,52 @@ def test_classes_that_were_swapped_are_named(faithful: Path, probes: Probes, tmp
     (gate,) = [gate for gate in record.ledger[0].gates if gate.name == "class agreement"]
     assert gate.verdict == "FAIL"
     assert {name for name in LABELS if f"{name} (" in gate.explanation} == {LABELS[1], LABELS[2]}
+
+
+def examined_with_its_float_form(
+    teacher: Normalised, int8: Path, probes: Probes, folder: Path
+) -> tuple[Examined, Examined, Examined]:
+    """The teacher as its own student, in PyTorch, as an fp32 graph and as that int8 graph."""
+    images = torch.from_numpy(probes.images[:8]).float() / 255
+    path = folder / "student.onnx"
+    graph = export_onnx(teacher, path, example=images, opset=17, ir_version=8, precision="fp32", metadata={})
+    graphs = [graph, graph.model_copy(update={"file_name": int8.name, "precision": "int8"})]
+    examination = Examination(probes, GATES, LABELS)
+    in_torch = fidelity_of(save_teacher(folder / "teacher.pt"), "fp32", TorchRunner(teacher), examination)
+    in_float, in_int8 = examine_graphs(folder, graphs, load_target("jetson"), examination, in_torch)
+    return in_torch, in_float, in_int8
+
+
+def test_the_layer_is_named_in_which_a_wrong_scale_does_its_harm(
+    teacher: Normalised, faithful: Path, probes: Probes, tmp_path: Path
+) -> None:
+    harmed = spoilt(faithful, tmp_path, one_scale_times_eight)
+    examined = examined_with_its_float_form(teacher, harmed, probes, tmp_path)
+    record = concluded(examined, examined[-1:], probes, 0)
+    assert record.verdict == "FAIL"
+    model = onnx.load(harmed)
+    activation = one_activation(model).output[0]
+    maker = {output: node for node in model.graph.node for output in node.output}
+    (taker,) = [node for node in model.graph.node if node.op_type == "Conv" and activation in node.input]
+    layer = maker[maker[taker.input[1]].input[0]].input[0].removesuffix(".weight")  # through the weight's own pair
+    step = examined[-1].row.step
+    assert step is not None and step.starts_in is not None
+    assert (step.origin, step.starts_in.layer) == ("student.onnx", layer)
+    assert f"begins in the layer {layer}," in loss_remark(record)
+    assert f"--set quantize.exclude=[{layer}]" in loss_remark(record)
+
+
+def test_no_layer_is_named_where_rounding_does_its_usual_harm(
+    teacher: Normalised, faithful: Path, probes: Probes, tmp_path: Path
+) -> None:
+    (tmp_path / faithful.name).write_bytes(faithful.read_bytes())
+    examined = examined_with_its_float_form(teacher, tmp_path / faithful.name, probes, tmp_path)
+    _, in_float, in_int8 = (found.row for found in examined)
+    assert in_float.step is not None and in_int8.step is not None
+    assert (in_float.step.origin, in_float.step.lost) == ("teacher.pt", 0)
+    assert in_int8.step.lost == in_float.agreement.value - in_int8.agreement.value > 0
+    assert in_int8.step.starts_in is None
+    assert loss_remark(concluded(examined, examined[-1:], probes, 0)) == ""
 
 
 def test_one_image_of_each_class_over_and_over_carries_no_verdict(faithful: Path, probes: Probes) -> None:

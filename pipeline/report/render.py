@@ -20,7 +20,16 @@ MOST_CLASSES = 20
 """Classes that the chart shows, lowest agreement first."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_FILTERS = (text.share, text.interval, text.significant, text.size, text.milliseconds, text.decibels, text.count)
+_FILTERS = (
+    text.share,
+    text.interval,
+    text.significant,
+    text.size,
+    text.milliseconds,
+    text.decibels,
+    text.count,
+    text.change,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +71,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "sentence": verdict_sentence(data.validation).partition(": ")[2],
         "advice": remarks(data.validation, data.target),
         "shipped": shipped,
+        "steps": [row for row in data.validation.ledger if row.step],
         "headline": sections.headline(data),
         "classes": classes,
         "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen)),

@@ -74,6 +74,12 @@ def decibels(value: float) -> str:
     return f"{value:.1f} dB" if math.isfinite(value) else f"{significant(value)} dB"
 
 
+def change(lost: float) -> str:
+    """A lost share as a change in points: `-0.4 points`, `+0.2 points` or `no change`."""
+    points = -100 * lost
+    return f"{points:+.1f} points" if abs(points) >= 0.05 else "no change"
+
+
 def duration(seconds: float) -> str:
     """Seconds as `0.42 s`, `3 min 20 s` or `2 h 5 min`."""
     if seconds < 60:
