@@ -79,13 +79,19 @@ def _findings(graph: "_Graph", target: Target) -> list[Finding]:
 
 def _read(path: Path) -> ModelProto:
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.", "Name an ONNX file.") from error
-    except Exception as error:  # the parser has its own types, and onnx one for weights that are kept elsewhere
+    except Exception as error:  # the parser has its own types
         raise _no_model(path) from error
     if not model.HasField("graph"):  # The parser takes much that is no model for an empty one.
         raise _no_model(path)
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # a missing file, one out of the folder, one too short: onnx has a type for each
+        raise InputError(
+            f"'{path}' keeps weights in other files, which cannot be read.", "Keep them in the model's folder."
+        ) from error
     return model
 
 

@@ -252,6 +252,18 @@ def test_a_malformed_graph_is_refused(tmp_path: Path, harm: Callable[[ModelProto
         findings(model, tmp_path)
 
 
+def test_weights_that_are_kept_elsewhere_and_missing_are_refused_by_name(tmp_path: Path) -> None:
+    path, weights = tmp_path / "student.onnx", tmp_path / "weights.bin"
+    onnx.save(quantized_model(), path, save_as_external_data=True, location=weights.name, size_threshold=0)
+    assert lint(path, ORIN) == []
+    weights.unlink()
+    with pytest.raises(
+        InputError, match=r"student\.onnx' keeps weights in other files, which cannot be read"
+    ) as caught:
+        lint(path, ORIN)
+    assert (caught.value.hint, caught.value.exit_code) == ("Keep them in the model's folder.", 3)
+
+
 def test_newer_formats_are_found_for_every_runtime(tmp_path: Path) -> None:
     for target in ("jetson-nano-jp4", "cpu-x86"):
         found = findings(linear_model(), tmp_path, target)
