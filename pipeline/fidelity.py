@@ -16,6 +16,7 @@ from compress.pipeline import metrics
 from compress.pipeline.metrics import Logits
 from compress.pipeline.records import (
     ArtifactFidelity,
+    Confusion,
     Gate,
     ProbeAdequacy,
     Proportion,
@@ -35,6 +36,9 @@ MIN_DISTINCT = 0.5
 
 MAX_COPIED = 0.01
 """Share of the probes that may be like images of the pool; two generators may draw the same once in a while."""
+
+MOST_CONFUSIONS = 12
+"""Pairs of classes that are listed."""
 
 FINITE, AGREEMENT, CLASSES, KL, SIZE = "finite outputs", "agreement", "class agreement", "mean KL", "size"
 PROBE_FREE = (FINITE, SIZE)
@@ -203,8 +207,24 @@ def measure_artifact(
         mean_kl=float(kl.mean()),
         kl_p99=metrics.percentile(kl, 99),
         sqnr_db=metrics.sqnr_db(teacher_logits, student_logits),
+        margin_weighted_agreement=metrics.margin_weighted_agreement(teacher_logits, student_logits),
+        confidence_shift=metrics.confidence_shift(teacher_logits, student_logits),
+        confusions=_confusions(metrics.confusion(teacher_logits, student_logits)),
         gates=judged,
         verdict=worst([gate.verdict for gate in judged]),
+    )
+
+
+def _confusions(counts: NDArray[np.int64]) -> tuple[Confusion, ...]:
+    """The most frequent of the classes `[K, K]` that were taken for others; one by one they are chance."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSIONS]
+    pairs = [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    totals = counts.sum(axis=1)
+    return tuple(
+        Confusion(teacher=named, artifact=taken, count=int(wrong[named, taken]), total=int(totals[named]))
+        for named, taken in pairs
+        if wrong[named, taken] > 1
     )
 
 

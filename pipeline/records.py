@@ -270,6 +270,16 @@ class LayerStart(Record):
     """Of its own output."""
 
 
+class Confusion(Record):
+    """Probes of one class by the teacher that an artifact gives another."""
+
+    teacher: int
+    artifact: int
+    count: int
+    total: int
+    """Probes that the teacher gives the class."""
+
+
 class Step(Record):
     """An artifact against the one that it was made from, on the probes."""
 
@@ -301,6 +311,12 @@ class ArtifactFidelity(Record):
     mean_kl: float
     kl_p99: float
     sqnr_db: float
+    margin_weighted_agreement: float
+    """Agreement where a probe counts by how far the teacher's first class is ahead of its second."""
+    confidence_shift: float
+    """How much surer of itself it is than the teacher, in [-1, 1]."""
+    confusions: tuple[Confusion, ...]
+    """The most frequent, each at least twice."""
     step: Step | None = None
     """None for the float student, which is the first."""
     gates: tuple[Gate, ...]

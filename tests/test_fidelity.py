@@ -144,6 +144,18 @@ def test_agreement_is_told_by_kind_and_by_the_class_that_the_teacher_names() -> 
     assert [part.value for part in row.agreement_by_class] == [0.5] * CLASSES
 
 
+def test_the_most_frequent_confusions_are_listed_and_single_ones_are_not() -> None:
+    teacher, *_ = probes()
+    student = teacher.copy()
+    named = teacher.argmax(axis=1)
+    for source, taken, count in ((3, 5, 7), (1, 2, 4), (8, 9, 1)):
+        student[np.flatnonzero(named == source)[:count], taken] = 1000
+    row = measured(student)
+    told = [(pair.teacher, pair.artifact, pair.count, pair.total) for pair in row.confusions]
+    assert told == [(3, 5, 7, 100), (1, 2, 4, 100)]
+    assert row.margin_weighted_agreement == pytest.approx(row.agreement.value, abs=0.05)
+
+
 def test_five_classes_or_fewer_have_no_top_five_agreement() -> None:
     teacher, _, kinds = probes(classes=5)
     row = fidelity.measure_artifact(

@@ -177,3 +177,43 @@ def test_counts_by_class_and_by_kind_add_up_to_the_whole() -> None:
 def test_counts_by_kind_are_those_of_each_kind_alone() -> None:
     agree, kinds = np.array([True, False, True]), np.array(["mixed", "mixed", "augmented"])
     assert metrics.counts_by_kind(agree, kinds) == {"augmented": (1, 1), "mixed": (1, 2)}
+
+
+# Margins, confidence, confusion
+
+
+def test_the_margin_is_the_lead_of_the_first_class_in_probability() -> None:
+    # softmax(log 6, log 3, log 1) = (0.6, 0.3, 0.1): 0.6 - 0.3
+    logits = np.log(np.array([[6.0, 3, 1], [1, 1, 1]]))
+    assert metrics.margin(logits) == pytest.approx([0.3, 0])
+
+
+def test_agreement_by_margin_counts_an_image_by_the_teachers_margin() -> None:
+    # margins 0.8 (0.9 - 0.1) and 0.2 (0.6 - 0.4); only the first agrees: 0.8 / (0.8 + 0.2)
+    teacher = np.log(np.array([[0.9, 0.1], [0.6, 0.4]]))
+    student = np.array([[1.0, 0], [0, 1]])
+    assert metrics.margin_weighted_agreement(teacher, student) == pytest.approx(0.8)
+
+
+def test_agreement_by_margin_of_an_undecided_teacher_is_no_number() -> None:
+    assert math.isnan(metrics.margin_weighted_agreement(np.zeros((3, 2)), np.zeros((3, 2))))
+
+
+def test_a_broken_answer_is_no_agreement_by_margin_either() -> None:
+    teacher = np.log(np.array([[0.9, 0.1], [0.9, 0.1]]))
+    student = np.array([[1.0, 0], [np.nan, 0]])
+    assert metrics.margin_weighted_agreement(teacher, student) == pytest.approx(0.5)
+
+
+def test_the_shift_of_confidence_is_the_mean_of_the_students_less_the_teachers() -> None:
+    # (0.9 - 0.6 + 0.5 - 0.8) / 2 = 0; with the first alone 0.3
+    teacher, student = (np.log(np.array(rows)) for rows in ([[0.6, 0.4], [0.8, 0.2]], [[0.1, 0.9], [0.5, 0.5]]))
+    assert metrics.confidence_shift(teacher, student) == pytest.approx(0)
+    assert metrics.confidence_shift(teacher[:1], student[:1]) == pytest.approx(0.3)
+    assert math.isnan(metrics.confidence_shift(teacher[:1], np.full((1, 2), np.inf)))
+
+
+def test_confusion_counts_the_teachers_classes_in_rows() -> None:
+    teacher = np.eye(3)[[0, 0, 1, 2]]
+    student = np.eye(3)[[0, 2, 1, 1]]
+    assert metrics.confusion(teacher, student).tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]

@@ -1,9 +1,9 @@
-"""The classes that the chart of agreement per class shows."""
+"""The classes that the report's chart and table of confusions show."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.pipeline.records import Proportion
+from compress.pipeline.records import Confusion, Proportion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +12,26 @@ class ClassShare:
 
     label: str
     part: Proportion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfusedPair:
+    """One class that is taken for another."""
+
+    teacher: str
+    artifact: str
+    probes: str
+    """How many of those that the teacher gives the class."""
+
+
+def confused_pairs(labels: Sequence[str], confusions: Sequence[Confusion]) -> list[ConfusedPair]:
+    """The pairs by name, as `14 of 60` probes."""
+    return [
+        ConfusedPair(
+            teacher=labels[pair.teacher], artifact=labels[pair.artifact], probes=f"{pair.count:,} of {pair.total:,}"
+        )
+        for pair in confusions
+    ]
 
 
 def lowest_classes(labels: Sequence[str], parts: Sequence[Proportion], most: int) -> list[ClassShare]:

@@ -21,14 +21,8 @@ MOST_CLASSES = 20
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FILTERS = (
-    text.share,
-    text.interval,
-    text.significant,
-    text.size,
-    text.milliseconds,
-    text.decibels,
-    text.count,
-    text.change,
+    *(text.share, text.percentage, text.interval, text.significant, text.size),
+    *(text.milliseconds, text.decibels, text.count, text.change),
 )
 
 
@@ -75,6 +69,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "headline": sections.headline(data),
         "classes": classes,
         "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen)),
+        "confusions": charts.confused_pairs(data.labels, shipped.confusions),
         "unseen": sections.named(unseen) if unseen else "",
         "probes": sections.probes(data.validation.adequacy),
         "curve": curves.agreement_curve(data.distill.history, _agreement_limit(shipped)),

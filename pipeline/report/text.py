@@ -46,6 +46,11 @@ def share(part: Proportion | None) -> str:
     return percent(part.value) if part is not None and part.total else MISSING
 
 
+def percentage(value: float) -> str:
+    """A share that is no count, in percent; a dash where there is none."""
+    return percent(value) if math.isfinite(value) else MISSING
+
+
 def interval(part: Proportion) -> str:
     """A 95 % interval as `94.7 to 97.6 %`."""
     return f"{percent(part.low).removesuffix(' %')} to {percent(part.high)}"
@@ -75,7 +80,9 @@ def decibels(value: float) -> str:
 
 
 def change(lost: float) -> str:
-    """A lost share as a change in points: `-0.4 points`, `+0.2 points` or `no change`."""
+    """A lost share as a change in points: `-0.4 points`, `+0.2 points` or `no change`; a dash where there is none."""
+    if math.isnan(lost):
+        return MISSING
     points = -100 * lost
     return f"{points:+.1f} points" if abs(points) >= 0.05 else "no change"
 
