@@ -32,6 +32,9 @@ from real_agreement import find_teacher
 CALLS = 5
 """Of each model in a turn; the first of a turn finds the caches cold, as a device does that does other things, too."""
 
+SETTLED = 0.05
+"""Seconds between two models: threads of the one before spin for a while, in hope of more work, and would take a core away."""
+
 
 class Latency(NamedTuple):
     """Milliseconds of one call."""
@@ -55,6 +58,7 @@ def in_turns(
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(rounds + 1):
         for name, model in sessions.items():
+            time.sleep(SETTLED)
             feed = {model.get_inputs()[0].name: images}
             for _ in range(CALLS):
                 started = time.perf_counter()

@@ -68,7 +68,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "steps": [row for row in data.validation.ledger if row.step],
         "headline": sections.headline(data),
         "classes": classes,
-        "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen)),
+        "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen), len(data.labels)),
         "confusions": charts.confused_pairs(data.labels, shipped.confusions),
         "unseen": sections.named(unseen) if unseen else "",
         "probes": sections.probes(data.validation.adequacy),
@@ -97,8 +97,10 @@ def _embedded(png: bytes | None) -> str:
     return base64.b64encode(png or b"").decode()
 
 
-def _classes_caption(shown: int, seen: int) -> str:
-    return f"All {seen:,} classes, lowest first." if shown == seen else f"The {shown} lowest of {seen:,} classes."
+def _classes_caption(shown: int, seen: int, classes: int) -> str:
+    if shown < seen:
+        return f"The {shown} lowest of {seen:,} classes."
+    return f"All {seen:,} classes{'' if seen == classes else ' that the teacher names'}, lowest first."
 
 
 def _agreement_limit(row: ArtifactFidelity) -> float | None:
