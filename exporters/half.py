@@ -8,7 +8,7 @@ QuantizeLinear-19 and DequantizeLinear-19.
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from compress.exporters.legalise import Array
+from compress.exporters.legalise import Array, rename_tensors, tensor_names, unused
 from compress.pipeline.errors import InputError
 
 SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
@@ -89,21 +89,14 @@ def _cast_interface(graph: GraphProto) -> None:
     """A cast behind every fp32 input and in front of every fp32 output; the names of both stay."""
     inputs = [value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT]
     outputs = [value.name for value in graph.output if value.type.tensor_type.elem_type == TensorProto.FLOAT]
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
-    inner = {name: _unused(f"{name}_fp16", taken) for name in (*inputs, *outputs)}
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                names[index] = inner.get(name, name)
+    taken = tensor_names(graph)
+    inner = {name: unused(f"{name}_fp16", taken) for name in (*inputs, *outputs)}
+    rename_tensors(graph, inner)
     first = [_cast(name, inner[name], TensorProto.FLOAT16) for name in inputs]
     last = [_cast(inner[name], name, TensorProto.FLOAT) for name in outputs]
     nodes = [*first, *graph.node, *last]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    return name if name not in taken else _unused(f"{name}_", taken)
 
 
 def _cast(taken: str, given: str, to: int) -> NodeProto:

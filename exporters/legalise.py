@@ -5,7 +5,7 @@ axes of a ReduceMean that come as an input; hence rules of our own.
 Source: the operator changelog, github.com/onnx/onnx/blob/main/docs/Changelog.md.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -55,6 +55,24 @@ def constants(graph: GraphProto) -> dict[str, Array]:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """The attributes of a node that are set in the file."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def tensor_names(graph: GraphProto) -> set[str]:
+    """Of all that nodes take and give."""
+    return {name for node in graph.node for name in (*node.input, *node.output)}
+
+
+def unused(name: str, taken: Container[str]) -> str:
+    """That name, or the nearest one that nothing has."""
+    return name if name not in taken else unused(f"{name}_", taken)
+
+
+def rename_tensors(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Other names between the nodes; inputs, outputs and constants of the graph keep theirs."""
+    for node in graph.node:
+        for ends in (node.input, node.output):
+            for index, name in enumerate(ends):
+                ends[index] = names.get(name, name)
 
 
 class _Facts:
