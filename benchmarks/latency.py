@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from compress.exporters.camera_input import ONNX_RUNTIME_BYTES, camera_images
 from compress.exporters.onnx_graph import export_onnx
 from compress.pipeline.errors import CompressError
 from compress.pipeline.metrics import percentile
@@ -59,7 +60,8 @@ def in_turns(
     for turn in range(rounds + 1):
         for name, model in sessions.items():
             time.sleep(SETTLED)
-            feed = {model.get_inputs()[0].name: images}
+            input = model.get_inputs()[0]
+            feed = {input.name: camera_images(images) if input.type == ONNX_RUNTIME_BYTES else images}
             for _ in range(CALLS):
                 started = time.perf_counter()
                 model.run(None, feed)

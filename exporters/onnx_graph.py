@@ -12,16 +12,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from compress.exporters.camera_input import ONNX_RUNTIME_BYTES, camera_images, with_camera_input
 from compress.exporters.folding import fold_batch_norm
 from compress.exporters.half import in_half_precision, with_half_scales
 from compress.exporters.integer_weights import store_integer_weights
 from compress.exporters.legalise import legalise
 from compress.exporters.targets import Precision
 from compress.pipeline.errors import CompressError, InputError
-from compress.pipeline.records import ExportedGraph
+from compress.pipeline.records import ExportedGraph, InputForm
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 BATCH = "batch"
@@ -55,6 +57,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     integer_weights: bool = False,
     typed: bool = False,
+    input_form: InputForm = "float32-nchw",
     metadata: Mapping[str, str],
 ) -> ExportedGraph:
     """Writes the classifier as ONNX and proves on the example images that ONNX Runtime answers as torch does.
@@ -63,7 +66,8 @@ def export_onnx(
     `dynamic_batch` it takes images one by one. `fp16` converts a float model. `int8` takes a model that
     `insert_fake_quantization` made; `integer_weights` stores its weights as integers, for ONNX Runtime; `typed` writes
     fp16 into it for what is not int8. int8 graphs are compared without graph optimisation, so that ONNX Runtime rounds
-    where the graph says.
+    where the graph says. In the form `uint8-nhwc` the graph takes bytes `[batch, H, W, C]` and scales them itself; the
+    example images must then be bytes divided by 255.
 
     Raises:
         InputError: the model cannot be exported, or an operator does not exist in the operator set.
@@ -79,6 +83,8 @@ def export_onnx(
         graph = store_integer_weights(graph)
     if typed or precision == "fp16":
         graph = in_half_precision(graph)
+    if input_form == "uint8-nhwc":
+        graph = with_camera_input(graph)
     onnx.helper.set_model_props(graph, dict(sorted(metadata.items())))
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -93,6 +99,7 @@ def export_onnx(
         file_name=path.name,
         precision=precision,
         typed=typed,
+        input_form=input_form,
         opset=written.opset_import[0].version,
         ir_version=written.ir_version,
         size_bytes=len(content),
@@ -157,13 +164,19 @@ def _session(path: Path, *, optimise: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def _answers(session: onnxruntime.InferenceSession, images: Tensor) -> NDArray[np.float32]:
+    takes_bytes = session.get_inputs()[0].type == ONNX_RUNTIME_BYTES
+    given = camera_images(images.numpy()) if takes_bytes else images.numpy()
+    return np.asarray(session.run([OUTPUT_NAME], {INPUT_NAME: given})[0])
+
+
 def _require_parity(model: nn.Module, path: Path, images: Tensor, precision: Precision, dynamic_batch: bool) -> float:
     """The largest absolute difference of logits, which are the same within tolerance; no clear decision moves."""
     batches = torch.split(images, PARITY_BATCH if dynamic_batch else 1)
     with torch.no_grad():
         expected = np.concatenate([model(batch).numpy() for batch in batches])
     session = _session(path, optimise=precision != "int8")
-    found = np.concatenate([session.run([OUTPUT_NAME], {INPUT_NAME: batch.numpy()})[0] for batch in batches])
+    found = np.concatenate([_answers(session, batch) for batch in batches])
     differences = np.abs(found - expected)
     if precision == "int8":
         # An error that one class has on all images is no matter of borders either, however many classes there are.

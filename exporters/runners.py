@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from compress.exporters.camera_input import ONNX_RUNTIME_BYTES, Bytes, camera_images
 from compress.exporters.onnx_graph import INPUT_NAME, OUTPUT_NAME
 from compress.exporters.tensorrt_engine import find_tensorrt
 from compress.pipeline.errors import CompressError, InputError, MissingResourceError
@@ -34,7 +35,7 @@ class Runner(Protocol):
     """How long the model took in the last call, copies to a GPU and back included."""
 
     def __call__(self, images: Images) -> Logits:
-        """Logits `[N, K]` of images `[N, C, H, W]`, float32 in [0, 1]."""
+        """Logits `[N, K]` of images `[N, C, H, W]`, float32 in [0, 1], whatever form the model takes them in."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -45,12 +46,14 @@ class Runner(Protocol):
 
 
 class _Batched(ABC):
-    """Feeds a model in batches that it takes: at most `batch` images, or exactly that many where `fixed`."""
+    """Feeds a model in batches that it takes: at most `batch` images, or exactly that many where `fixed`; as a camera
+    delivers them where it takes `pixels`."""
 
-    def __init__(self, batch: int, *, fixed: bool = False) -> None:
+    def __init__(self, batch: int, *, fixed: bool = False, pixels: bool = False) -> None:
         self.last_seconds = 0.0
         self._batch = batch
         self._fixed = fixed
+        self._pixels = pixels
 
     def __call__(self, images: Images) -> Logits:
         self.last_seconds = 0.0
@@ -69,14 +72,15 @@ class _Batched(ABC):
     def _timed(self, images: Images) -> Logits:
         if self._fixed:
             images = _padded(images, self._batch)
+        given = camera_images(images) if self._pixels else images
         start = time.perf_counter()
-        logits = self._run(images)
+        logits = self._run(given)
         self.last_seconds += time.perf_counter() - start
         return logits
 
     @abstractmethod
-    def _run(self, images: Images) -> Logits:
-        """Logits of one batch."""
+    def _run(self, images: Images | Bytes) -> Logits:
+        """Logits of one batch, in the form that the model takes."""
 
     def _close(self) -> None:  # noqa: B027 - most runners have nothing to give back
         """Gives back native memory."""
@@ -96,7 +100,7 @@ class TorchRunner(_Batched):
         self._device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
     @torch.inference_mode()
-    def _run(self, images: Images) -> Logits:
+    def _run(self, images: Images | Bytes) -> Logits:
         logits = self._module(torch.tensor(images, device=self._device))
         return np.asarray(logits.float().cpu().numpy())
 
@@ -119,9 +123,10 @@ class OnnxRunner(_Batched):
         input = self._session.get_inputs()[0]
         self._input = input.name
         fixed = isinstance(input.shape[0], int)
-        super().__init__(input.shape[0] if fixed else _BATCH_OF_OPEN_GRAPHS, fixed=fixed)
+        batch = input.shape[0] if fixed else _BATCH_OF_OPEN_GRAPHS
+        super().__init__(batch, fixed=fixed, pixels=input.type == ONNX_RUNTIME_BYTES)
 
-    def _run(self, images: Images) -> Logits:
+    def _run(self, images: Images | Bytes) -> Logits:
         return np.asarray(self._session.run(None, {self._input: images})[0])
 
     def _close(self) -> None:
@@ -152,14 +157,15 @@ class EngineRunner(_Batched):
                 "An engine runs only in the TensorRT version and on the kind of GPU that built it; build it here.",
             )
         self._context = self._engine.create_execution_context()
+        pixels = self._engine.get_tensor_dtype(INPUT_NAME) == trt.DataType.UINT8
         batch = self._engine.get_tensor_shape(INPUT_NAME)[0]
         if batch > 0:
-            super().__init__(batch, fixed=True)
+            super().__init__(batch, fixed=True, pixels=pixels)
         else:
             _, _, largest = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
-            super().__init__(largest[0])
+            super().__init__(largest[0], pixels=pixels)
 
-    def _run(self, images: Images) -> Logits:
+    def _run(self, images: Images | Bytes) -> Logits:
         given = torch.tensor(images, device=_CUDA)
         self._context.set_input_shape(INPUT_NAME, tuple(images.shape))
         logits = torch.empty(tuple(self._context.get_tensor_shape(OUTPUT_NAME)), device=_CUDA)

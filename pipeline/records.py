@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Output = Literal["logits", "log-probabilities", "probabilities"]
+InputForm = Literal["float32-nchw", "uint8-nhwc"]
 
 
 class Record(BaseModel):
@@ -206,6 +207,8 @@ class ExportedGraph(Record):
     precision: Literal["fp32", "fp16", "int8"]
     typed: bool = False
     """Whether the graph itself says what is computed in fp16, beside int8, instead of leaving that to the builder."""
+    input_form: InputForm = "float32-nchw"
+    """What `images` is: numbers in [0, 1] with the channels first, or bytes with the channels last."""
     opset: int
     ir_version: int
     size_bytes: int

@@ -20,7 +20,7 @@ INT8_LAYER = {"Name": "conv", "Inputs": [{"Format/Datatype": "Int8"}], "Outputs"
 class FakeTensorRT(SimpleNamespace):
     """One version of the module.
 
-    `asked` records calls as (name, arguments). `parser_errors` makes the parser fail, `builds=False` the builder,
+    With `takes_bytes` the engine's input is uint8. `asked` records calls as (name, arguments). `parser_errors` makes the parser fail, `builds=False` the builder,
     `loads=False` the runtime, `gpu=False` the builder's constructor.
     """
 
@@ -34,7 +34,8 @@ class FakeTensorRT(SimpleNamespace):
         builds: bool = True,
         loads: bool = True,
         input_shape: tuple[int, ...] = (-1, 1, 4, 4),
-        model: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
+        takes_bytes: bool = False,
+        model: Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]] | None = None,
     ) -> None:
         super().__init__()
         major = int(version.split(".")[0])
@@ -162,7 +163,8 @@ class FakeTensorRT(SimpleNamespace):
             def execute_async_v3(self, stream: int) -> bool:
                 if model is None:
                     return False
-                images = as_array(self.addresses["images"], self.shape)
+                kind = ctypes.c_uint8 if takes_bytes else ctypes.c_float
+                images = as_array(self.addresses["images"], self.shape, kind)
                 as_array(self.addresses["logits"], self.get_tensor_shape("logits"))[:] = model(images)
                 return True
 
@@ -172,6 +174,9 @@ class FakeTensorRT(SimpleNamespace):
 
             def create_execution_context(self) -> Context:
                 return Context()
+
+            def get_tensor_dtype(self, name: str) -> str:
+                return "uint8" if takes_bytes else "float"
 
             def get_tensor_shape(self, name: str) -> tuple[int, ...]:
                 return input_shape
@@ -188,6 +193,7 @@ class FakeTensorRT(SimpleNamespace):
 
         self.Logger, self.ILogger, self.OnnxParser = Logger, ILogger, OnnxParser
         self.Builder, self.Runtime = Builder, Runtime
+        self.DataType = SimpleNamespace(FLOAT="float", UINT8="uint8")
         self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
         self.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
         self.LayerInformationFormat = SimpleNamespace(JSON="json")
@@ -199,7 +205,7 @@ class FakeTensorRT(SimpleNamespace):
         return [tuple(arguments) for called, *arguments in self.asked if called == name]
 
 
-def as_array(address: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """The float32 array of that shape at that address."""
+def as_array(address: int, shape: tuple[int, ...], kind: Any = ctypes.c_float) -> npt.NDArray[Any]:
+    """The array of that shape and kind, float32 by default, at that address."""
     size = int(np.prod(shape))
-    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(address)).reshape(shape)
+    return np.ctypeslib.as_array((kind * size).from_address(address)).reshape(shape)

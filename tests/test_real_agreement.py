@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -21,10 +22,12 @@ import ceiling
 import curve
 import latency
 import verdict_calibration
+from compress.exporters.camera_input import with_camera_input
 from compress.pipeline.distillation.checkpoint import Checkpoint, save_checkpoint
 from compress.pipeline.settings import assignment, merge, resolve_settings
 from compress.pipeline.tensor_files import prefixed, write_tensors
 from tests.command import LABELS, compress, save_teacher
+from tests.graphs import linear_model
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "real_agreement.py"
 
@@ -135,6 +138,15 @@ def test_the_files_of_a_folder_are_timed_against_their_teacher_in_turns(
     assert rows[0]["times_faster"] == 1
     assert all(0 < row["p50"] <= row["p99"] for row in rows)
     assert rows[1]["bytes"] == (delivered / "student.int8.onnx").stat().st_size
+
+
+def test_files_that_take_bytes_and_files_that_take_numbers_are_timed_in_turns(tmp_path: Path) -> None:
+    models = {"plain": linear_model(), "camera": with_camera_input(linear_model())}
+    for name, model in models.items():
+        onnx.save(model, tmp_path / name)
+    sessions = {name: latency.session(tmp_path / name, 1) for name in models}
+    timed = latency.in_turns(sessions, np.zeros((2, 1, 2, 2), np.float32), rounds=1)
+    assert timed.keys() == models.keys() and all(model.p50 > 0 for model in timed.values())
 
 
 def test_latency_is_the_median_and_the_99th_percentile_in_milliseconds() -> None:

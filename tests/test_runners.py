@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.exporters import runners
+from compress.exporters.camera_input import with_camera_input
 from compress.exporters.runners import EngineRunner, OnnxRunner, Runner, TorchRunner, median_latency_ms
 from compress.pipeline.errors import CompressError, InputError, MissingResourceError
 from tests.fake_tensorrt import FakeTensorRT
@@ -58,6 +59,16 @@ def fixed_onnx_runner(folder: Path) -> Runner:
     return OnnxRunner(folder / "fixed.onnx", exact=True, threads=1)
 
 
+def camera_runner(folder: Path) -> Runner:
+    onnx.save(with_camera_input(linear_model()), folder / "camera.onnx")
+    return OnnxRunner(folder / "camera.onnx")
+
+
+def fixed_camera_runner(folder: Path) -> Runner:
+    onnx.save(with_camera_input(linear_model(batch=3)), folder / "camera.onnx")
+    return OnnxRunner(folder / "camera.onnx", exact=True)
+
+
 def engine_runner(folder: Path, batch: int = -1) -> Runner:
     (folder / "student.plan").write_bytes(b"plan")
     return EngineRunner(folder / "student.plan")
@@ -87,6 +98,34 @@ def test_an_engine_is_fed_what_its_profile_takes(
     with engine_runner(tmp_path) as runner:
         np.testing.assert_allclose(runner(images(7)), expected(images(7)), atol=1e-6)
     assert [shape[0] for _, shape in fake.calls("set_input_shape")] == shapes
+
+
+def bytes_of(images: Images) -> Images:
+    """Images that a camera can deliver."""
+    return np.asarray(np.rint(images * 255) / 255, np.float32)
+
+
+@pytest.mark.parametrize("make", [camera_runner, fixed_camera_runner])
+def test_a_graph_that_takes_bytes_answers_as_the_one_that_takes_numbers(make: Make, tmp_path: Path) -> None:
+    given = bytes_of(images(7))
+    with make(tmp_path) as runner, onnx_runner(tmp_path) as plain:
+        np.testing.assert_array_equal(runner(given), plain(given))
+
+
+@pytest.mark.parametrize("version", ["8.6.2", "11.4.0"])
+def test_an_engine_that_takes_bytes_is_fed_bytes_with_the_channels_last(
+    version: str, tmp_path: Path, gpu: pytest.MonkeyPatch
+) -> None:
+    def from_bytes(pixels: NDArray[np.uint8]) -> Images:
+        assert pixels.dtype == np.uint8
+        return expected(np.asarray(pixels.transpose(0, 3, 1, 2) / 255, np.float32))
+
+    fake = FakeTensorRT(version, input_shape=(-1, 2, 2, 1), takes_bytes=True, model=from_bytes)
+    gpu.setitem(sys.modules, "tensorrt", fake)
+    given = bytes_of(images(7))
+    with engine_runner(tmp_path) as runner:
+        np.testing.assert_allclose(runner(given), expected(given), atol=1e-6)
+    assert [shape for _, shape in fake.calls("set_input_shape")] == [(4, 2, 2, 1), (3, 2, 2, 1)]
 
 
 def test_torch_runs_in_eval_mode_and_without_gradients() -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from digits_data import Images, load_splits
 from rich.console import Console
 from rich.table import Table
 
+from compress.exporters.runners import OnnxRunner
 from compress.pipeline.errors import CompressError
 from compress.pipeline.teacher import open_teacher
 
@@ -53,18 +53,8 @@ def open_torch_teacher(path: Path) -> Model:
 
 
 def open_onnx_student(title: str, path: Path) -> Model:
-    """An ONNX file as the device will run it: a batch at once where the graph allows it, else piece by piece."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    batch = session.get_inputs()[0].shape[0]
-
-    def logits(images: Images) -> Logits:
-        size = batch if isinstance(batch, int) else len(images)
-        pieces = [images[start : start + size] for start in range(0, len(images), size)]
-        pieces[-1] = np.concatenate([pieces[-1], np.zeros_like(images[: size - len(pieces[-1])])])  # to a full batch
-        answers = [session.run(["logits"], {"images": piece})[0] for piece in pieces]
-        return np.concatenate(answers)[: len(images)]
-
-    return Model(title, count_weights(onnx.load(path)), path.stat().st_size, logits)
+    """An ONNX file as the device will run it, whatever batch and form of images the graph takes."""
+    return Model(title, count_weights(onnx.load(path)), path.stat().st_size, OnnxRunner(path))
 
 
 def count_weights(model: onnx.ModelProto) -> int:
