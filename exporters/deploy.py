@@ -10,13 +10,14 @@ import jinja2
 from compress.exporters.bundle import write_file
 from compress.exporters.targets import FIRST_TYPED_ONLY, Target, load_target, target_names
 from compress.exporters.tensorrt_engine import (
+    Graph,
     load_flags,
     newest_with_flags,
     precision_flags,
     read_graph,
     shape_flags,
 )
-from compress.pipeline.records import ExportedGraph, InputSpec
+from compress.pipeline.records import ExportedGraph
 
 PLAN_NAME = "student.plan"
 
@@ -24,7 +25,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _REPLAY_BATCH = 16
 
 
-def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], input: InputSpec) -> None:
+def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph]) -> None:
     """Writes `deploy/` into the delivered folder: `build_engine.sh` where TensorRT is the runtime, and the replay.
 
     The graph that the target ships is the one that is built and replayed; it lies in the folder already.
@@ -46,15 +47,14 @@ def write_deploy(folder: Path, target: Target, graphs: Sequence[ExportedGraph], 
         "plan": PLAN_NAME if needs_engine else None,
         "trtexec": target.trtexec,
         "batch": batch if batch > 0 else largest,
+        "input_form": graph.input_form,
         "min_agreement": target.gates.min_agreement,
     }
     deploy = folder / "deploy"
     write_file(deploy / "replay.json", json.dumps(replay, indent=2).encode() + b"\n")
     write_file(deploy / "replay.py", _TEMPLATES / "replay.py")
     if needs_engine:
-        write_file(
-            deploy / "build_engine.sh", build_script(target, graph, typed, input, batch, facts.quantized).encode()
-        )
+        write_file(deploy / "build_engine.sh", build_script(target, graph, typed, facts).encode())
 
 
 def _cure(target: Target) -> str:
@@ -65,15 +65,12 @@ def _cure(target: Target) -> str:
     return f"{again} TensorRT {' or '.join(target.tensorrt)}."
 
 
-def build_script(
-    target: Target, graph: ExportedGraph, typed: ExportedGraph | None, input: InputSpec, batch: int, quantized: bool
-) -> str:
-    """The POSIX shell script that builds the engine of that graph on the device; a batch of -1 is open.
+def build_script(target: Target, graph: ExportedGraph, typed: ExportedGraph | None, facts: Graph) -> str:
+    """The POSIX shell script that builds the engine of that graph on the device.
 
     Where its TensorRT takes typed graphs only, the engine is that of `typed`. Without Q/DQ pairs, `--int8` would ask for
     ranges that nobody gave.
     """
-    shape = (batch, input.channels, input.height, input.width)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -89,7 +86,7 @@ def build_script(
         first_typed_only=FIRST_TYPED_ONLY,
         cure=_cure(target),
         default_version=newest_with_flags(target),
-        precision_flags=precision_flags(target, graph.precision if quantized else "fp32"),
-        shape_flags=shape_flags(shape, target.max_batch),
-        load_flags=load_flags(shape),
+        precision_flags=precision_flags(target, graph.precision if facts.quantized else "fp32"),
+        shape_flags=shape_flags(facts.shape, target.max_batch),
+        load_flags=load_flags(facts.shape),
     )

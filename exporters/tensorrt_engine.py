@@ -33,7 +33,7 @@ class Graph(NamedTuple):
     """What the builder has to know of an ONNX file."""
 
     shape: tuple[int, ...]
-    """Of the input, `[N, C, H, W]`; -1 where it is open."""
+    """Of the input, `[N, C, H, W]`, or `[N, H, W, C]` of bytes; -1 where it is open."""
     quantized: bool
     half: bool
     """Whether fp16 is written into the graph, as a strongly typed build demands."""
@@ -58,7 +58,7 @@ def profile_shapes(shape: Sequence[int], max_batch: int) -> tuple[tuple[int, ...
 
 
 def shape_flags(shape: Sequence[int], max_batch: int) -> list[str]:
-    """What trtexec has to know of an input `[N, C, H, W]`; nothing where no size is open."""
+    """What trtexec has to know of an input of that shape; nothing where no size is open."""
     if shape[0] > 0:
         return []
     sizes = profile_shapes(shape, max_batch)
@@ -99,7 +99,7 @@ def trtexec_line(
 ) -> list[str]:
     """The trtexec call that builds the engine on the device, as a list of words.
 
-    The input `shape` is `[N, C, H, W]` with -1 for an open batch. Without a precision it is the target's most compact
+    The input `shape` is the file's own, with -1 for an open batch. Without a precision it is the target's most compact
     one, without a version the newest with precision flags that the target lists. From TensorRT 11 on, the file must be
     the typed one.
 

@@ -11,17 +11,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import ModelProto
 
 from compress.exporters.bundle import sha256_of, verify_manifest, write_manifest
+from compress.exporters.camera_input import with_camera_input
 from compress.exporters.deploy import write_deploy
 from compress.exporters.half import in_half_precision
+from compress.exporters.runners import OnnxRunner
 from compress.exporters.targets import Gates, Target, load_target
 from compress.exporters.tensorrt_engine import trtexec_line
-from compress.pipeline.records import ExportedGraph, InputSpec
+from compress.pipeline.records import ExportedGraph, InputForm
 from tests.graphs import quantized_model
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
-INPUT = InputSpec(channels=1, height=4, width=4, mean=(0.0,), std=(1.0,))
 
 # Answers like trtexec: the banner on --help, an engine on --saveEngine, times on --loadEngine, the logits of the test's
 # file on --exportOutput.
@@ -59,11 +61,19 @@ text = '[\\n  { "name" : "logits"\\n  , "dimensions" : "%dx3"\\n  , "values" : [
 open(sys.argv[2], "w").write(text % (len(images), values))
 """
 
+# The same of an engine that takes bytes.
+FAKE_CAMERA_MODEL = FAKE_MODEL.replace("numpy.float32).reshape(-1, 16)", "numpy.uint8).reshape(-1, 16) / 255")
+
+
+def unchanged(model: ModelProto) -> ModelProto:
+    return model
+
 
 class Device:
     """A delivered folder on a device whose TensorRT is a stand-in."""
 
-    def __init__(self, root: Path, target: Target, batch: int | None = None) -> None:
+    def __init__(self, root: Path, target: Target, batch: int | None = None, form: InputForm = "float32-nchw") -> None:
+        shown, program = (with_camera_input, FAKE_CAMERA_MODEL) if form == "uint8-nhwc" else (unchanged, FAKE_MODEL)
         self.folder = root / "delivered folder"
         self.folder.mkdir()
         self.log = root / "log"
@@ -71,10 +81,11 @@ class Device:
         model = quantized_model()
         if batch is not None:
             model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
-        onnx.save(model, self.onnx)
+        onnx.save(shown(model), self.onnx)
         graph = ExportedGraph(
             file_name=self.onnx.name,
             precision=target.shipped,
+            input_form=form,
             opset=17,
             ir_version=8,
             size_bytes=self.onnx.stat().st_size,
@@ -84,16 +95,16 @@ class Device:
         graphs = [graph]
         if target.typed is not None:
             self.typed = self.folder / "student.int8.typed.onnx"
-            onnx.save(in_half_precision(quantized_model(opset=19, ir_version=9)), self.typed)
+            onnx.save(shown(in_half_precision(quantized_model(opset=19, ir_version=9))), self.typed)
             sha256, size = sha256_of(self.typed), self.typed.stat().st_size
             renamed = {"file_name": self.typed.name, "sha256": sha256, "size_bytes": size, "typed": True}
             graphs.append(graph.model_copy(update=renamed))
-        write_deploy(self.folder, target, graphs, INPUT)
+        write_deploy(self.folder, target, graphs)
         programs = root / "bin"
         programs.mkdir()
         (programs / "trtexec").write_text(FAKE_TRTEXEC, encoding="utf-8")
         (programs / "trtexec").chmod(0o755)
-        (root / "model.py").write_text(FAKE_MODEL, encoding="utf-8")
+        (root / "model.py").write_text(program, encoding="utf-8")
         self.environment = {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "FAKE_LOG": str(self.log),
@@ -380,6 +391,41 @@ def test_the_onnx_file_is_replayed_where_it_is_what_runs(tmp_path: Path, target:
     done = device.replay(*arguments)
     assert done.stdout == "student.int8.onnx: agreement with the teacher: 1.0000 on 20 probes\n"
     assert done.returncode == 0
+
+
+def test_an_engine_that_takes_bytes_is_built_and_replayed_with_the_channels_last(tmp_path: Path) -> None:
+    device = Device(tmp_path, elsewhere("jetson"), form="uint8-nhwc")
+    assert device.build().returncode == 0
+    assert [word for word in device.asked() if "Shapes" in word] == [
+        "--minShapes=images:1x4x4x1",
+        "--optShapes=images:1x4x4x1",
+        "--maxShapes=images:16x4x4x1",
+    ]
+    assert "--shapes=images:1x4x4x1" in (device.log.parent / "log.timing").read_text(encoding="utf-8")
+    device.save_probes(dark_and_bright(20), names_class_0(20))
+    done = device.replay()
+    assert "student.plan: agreement with the teacher: 0.5000 on 20 probes" in done.stdout
+    assert "student.plan: agreement with student.int8.onnx: " in done.stdout
+    assert [word for word in device.asked() if word.startswith("--shapes")] == [
+        "--shapes=images:16x4x4x1",
+        "--shapes=images:4x4x4x1",
+    ]
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+def test_a_file_that_takes_bytes_is_replayed_to_the_answers_of_the_one_that_takes_numbers(
+    tmp_path: Path, batch: int | None
+) -> None:
+    device = Device(tmp_path, load_target("cpu-arm64"), batch, form="uint8-nhwc")
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
+    onnx.save(quantized_model(), tmp_path / "plain.onnx")
+    with OnnxRunner(tmp_path / "plain.onnx") as plain:
+        device.save_probes(images, plain(images.astype(np.float32) / np.float32(255)))
+    done = device.replay()
+    assert (done.stdout, done.returncode) == (
+        "student.int8.onnx: agreement with the teacher: 1.0000 on 20 probes\n",
+        0,
+    )
 
 
 def test_an_engine_that_is_not_built_or_does_not_run_is_no_agreement(orin: Device) -> None:

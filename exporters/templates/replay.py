@@ -37,6 +37,13 @@ class FailedError(Exception):
     """The engine did not run."""
 
 
+def in_form(form: str, pixels: np.ndarray) -> np.ndarray:
+    """Probes, uint8 `[N, C, H, W]`, as the model takes them: bytes `[N, H, W, C]`, or numbers in [0, 1]."""
+    if form == "uint8-nhwc":
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    return pixels.astype(np.float32) / np.float32(255)
+
+
 def onnx_logits(onnx: Path, images: np.ndarray, batch: int, exact: bool) -> np.ndarray:
     """Logits `[N, K]` of the ONNX file.
 
@@ -70,7 +77,7 @@ def engine_logits(plan: Path, trtexec: str, images: np.ndarray, batch: int) -> n
 
 
 def run_trtexec(program: str, plan: Path, images: np.ndarray, folder: Path) -> np.ndarray:
-    """Logits `[N, K]` of one batch `[N, C, H, W]`; files go through the folder."""
+    """Logits `[N, K]` of one batch, in the form that the engine takes; files go through the folder."""
     taken, given = folder / "images.bin", folder / "logits.json"
     images.tofile(str(taken))
     arguments = [
@@ -147,7 +154,7 @@ def sha256_of(path: Path) -> str:
 def replay(use_onnx: bool) -> int:
     settings = json.loads((FOLDER / "deploy" / "replay.json").read_text())
     with np.load(str(FOLDER / "probes.npz"), allow_pickle=False) as arrays:
-        images = arrays["images"].astype(np.float32) / np.float32(255)
+        images = in_form(settings["input_form"], arrays["images"])
         teacher = arrays["teacher_logits"]
     batch, plan = settings["batch"], settings["plan"]
     receipt, typed = read_receipt(FOLDER / (plan or "")), settings["typed_onnx"]
