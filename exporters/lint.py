@@ -3,7 +3,8 @@
 Source: the ONNX parser of TensorRT 8.6 and 10 (onnx/onnx-tensorrt, `docs/operators.md` and the Q/DQ importers) and the
 developer guide, "Working with Quantized Types". The rules:
 
-    R1   operators that the oldest TensorRT of the target has, in the standard domain, no local functions
+    R1   operators that the oldest TensorRT of the target has, in the standard domain, no local functions; an input of bytes
+         from 8.5 on
     R2   zero points are there, int8, zero, and as many as scales
     R3   scales are constants of floats, finite and above zero
     R4   activations are quantized per tensor, weights per output channel
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from compress.exporters.legalise import attributes, constants
 from compress.exporters.operators import lacking
@@ -70,6 +71,7 @@ def _findings(graph: "_Graph", target: Target) -> list[Finding]:
     if target.runtime == "tensorrt":
         checks += [
             _operators(graph, target),
+            _bytes(graph, target),
             *(check(graph) for check in (_zero_points, _scales, _granularity, _weights, _biases, _training_layers)),
             *(check(graph) for check in (_convolutions, _sums, _one_pair)),
             _half_pairs(graph, target),
@@ -170,6 +172,13 @@ def _operators(graph: _Graph, target: Target) -> Iterator[Finding]:
             told = lacking(node.op_type, target) or ""
         if told:
             yield _finding("R1", node, told, "Express it by other standard operators.")
+
+
+def _bytes(graph: _Graph, target: Target) -> Iterator[Finding]:
+    for value in graph.model.graph.input:
+        if value.type.tensor_type.elem_type == TensorProto.UINT8 and not target.takes_bytes:
+            message = f"The input is uint8: {target.name} may have TensorRT {target.tensorrt[0]}, which takes no bytes."
+            yield Finding(rule="R1", node=value.name, message=message, cure="Export with input_form=float32-nchw.")
 
 
 def _zero_points(graph: _Graph) -> Iterator[Finding]:

@@ -18,6 +18,9 @@ Precision = Literal["fp32", "fp16", "int8"]
 FIRST_TYPED_ONLY = 11
 """The first TensorRT without precision flags: what is to run in fp16 must be so in the graph."""
 
+FIRST_WITH_BYTES = (8, 5)
+"""The first TensorRT that takes images of bytes. Source: github.com/onnx/onnx-tensorrt, release notes of 8.5."""
+
 
 def version_numbers(version: str) -> tuple[int, ...]:
     """`8.6.2` as (8, 6, 2)."""
@@ -102,6 +105,11 @@ class Target(Record):
     def shipped(self) -> Precision:
         """The most compact precision that the target runs: what the gates judge."""
         return self.precisions[-1]
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether all that it may run takes images of bytes."""
+        return all(version_numbers(version) >= FIRST_WITH_BYTES for version in self.tensorrt)
 
 
 def targets_folder() -> Path:

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 import compress
-from compress.exporters.targets import Gates, load_target
+from compress.exporters.targets import Gates, Target, load_target
 from compress.pipeline.errors import UsageError
+from compress.pipeline.records import InputForm
 from compress.pipeline.setting_errors import refusal
 
 ENVIRONMENT_PREFIX = "COMPRESS_"
@@ -236,6 +237,9 @@ class Settings(Section):
     """Write the curves of distillation for TensorBoard, too, into `work/tensorboard`; needs the extra `tensorboard`."""
     dynamic_batch: bool = True
     """Whether the exported graphs take any batch size or images one by one."""
+    input_form: InputForm = "float32-nchw"
+    """What the exported graphs take: numbers in [0, 1] with the channels first, or bytes as a camera delivers them, with
+    the channels last."""
     teacher: TeacherSettings = TeacherSettings()
     embed: EmbedSettings = EmbedSettings()
     student: StudentSettings = StudentSettings()
@@ -265,7 +269,8 @@ def resolve_settings(
     """Merge all sources in their order of precedence.
 
     Raises:
-        UsageError: an unknown key, a value out of range, an unknown target or recipe, an unreadable file.
+        UsageError: an unknown key, a value out of range, an unknown target or recipe, an unreadable file, or a form of
+            input that the target does not take.
     """
     asked = merge(merge(_read_yaml(config) if config else {}, environment_values(environment)), command_line)
     recipe = asked.get("recipe", DEFAULT_RECIPE)
@@ -278,10 +283,21 @@ def resolve_settings(
     layers = merge(_recipe(recipe), dict(target.settings))
     layers = merge(merge(layers, {"gates": target.gates.model_dump(exclude_unset=True)}), asked)
     try:
-        return Settings.model_validate(layers)
+        settings = Settings.model_validate(layers)
     except ValidationError as error:
         path = [str(part) for part in error.errors()[0]["loc"]]
         raise refusal(error, Settings, _origin(path, command_line, environment, config)) from error
+    _require_taken(settings.input_form, target, _origin(["input_form"], command_line, environment, config))
+    return settings
+
+
+def _require_taken(form: InputForm, target: Target, origin: str) -> None:
+    if form == "uint8-nhwc" and not target.takes_bytes:
+        raise UsageError(
+            f"The target '{target.name}' cannot take input_form={form}{origin}: its TensorRT may be {target.tensorrt[0]}, "
+            "and images of bytes came with 8.5.",
+            "Leave input_form at float32-nchw, or choose a target whose TensorRT is 8.5 or later.",
+        )
 
 
 def _recipe(name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from compress.exporters.camera_input import described
 from compress.exporters.deploy import PLAN_NAME, write_deploy
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.runners import EngineRunner, TorchRunner
@@ -203,8 +204,8 @@ def engine_builder() -> list[str | None]:
 
 def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) -> ExportRecord:
     """Students to the graphs that the target takes, and to the engine where it can be built."""
-    target, teacher_input = space.target, space.teacher.record.input
-    dynamic_batch = space.settings.dynamic_batch
+    target = space.target
+    dynamic_batch, input_form = space.settings.dynamic_batch, space.settings.input_form
     student_sha256 = space.sha256("distill", STUDENT_FILE)
     inputs = {
         "student": student_sha256,
@@ -213,11 +214,12 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
         "gates": space.settings.gates.model_dump(mode="json"),
         "labels": labels,
         "dynamic_batch": dynamic_batch,
+        "input_form": input_form,
         "builder": engine_builder() if target.runtime == "tensorrt" else None,
     }
     metadata = {
         "labels": "\n".join(labels),
-        "input": f"float32 [N, {teacher_input.channels}, {teacher_input.height}, {teacher_input.width}] in [0, 1]",
+        "input": described(space.teacher.record.input, input_form),
         "target": target.name,
         "student_sha256": student_sha256,
     }
@@ -237,6 +239,7 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
             # What reads typed graphs reads integers, too: a quarter of the bytes.
             integer_weights=precision == "int8" and (target.runtime == "onnxruntime" or typed is not None),
             typed=typed is not None,
+            input_form=input_form,
             metadata=metadata,
         )
 
@@ -260,7 +263,7 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
             add("int8", target.typed)
         typed = next((folder / graph.file_name for graph in graphs if graph.typed), None)
         engine = build_engine(shipped, folder / PLAN_NAME, target, typed)
-        write_deploy(folder, target.model_copy(update={"gates": space.settings.gates}), graphs, teacher_input)
+        write_deploy(folder, target.model_copy(update={"gates": space.settings.gates}), graphs)
         return ExportRecord(target=target.name, graphs=tuple(graphs), engine=engine, notes=tuple(notes))
 
     def summary(record: ExportRecord) -> str:

@@ -309,6 +309,17 @@ def test_a_labels_file_that_does_not_name_the_classes_is_refused_with_the_reason
             2,
             "There is no convolution 'network.conv9' to keep in floating",
         ),
+        (
+            ["--target", "jetson-nano-jp4", "--set", "input_form=uint8-nhwc"],
+            2,
+            "its TensorRT may be 8.0, and images of bytes came with 8.5.\nLeave input_form at float32-nchw, or choose a",
+        ),
+        (
+            ["--target", "jetson-orin-jp5", "--set", "input_form=uint8-nhwc", "--dry-run"],
+            2,
+            "The target 'jetson-orin-jp5' cannot take input_form=uint8-nhwc: its TensorRT may be 8.4",
+        ),
+        (["--set", "input_form=uint8"], 2, "The setting 'input_form' cannot be 'uint8': it must be 'float32-nchw' or"),
         (["--set", "quantize.exclude=[conv1]", "--dry-run"], 2, "Did you mean 'network.conv1'?"),
     ],
 )

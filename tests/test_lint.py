@@ -11,6 +11,7 @@ import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from compress.exporters.calibration import observe
+from compress.exporters.camera_input import with_camera_input
 from compress.exporters.half import in_half_precision
 from compress.exporters.integer_weights import store_integer_weights
 from compress.exporters.lint import Finding, lint
@@ -277,6 +278,22 @@ def test_a_board_without_int8_has_no_quantization_operators(tmp_path: Path) -> N
     assert {finding.rule for finding in found} == {"R1"}
     assert len(found) == 10
     assert found[0].message == "jetson-nano-jp4 has no int8 arithmetic, and so no QuantizeLinear."
+
+
+@pytest.mark.parametrize("name", ["jetson", "jetson-orin-jp7", "nvidia-gpu", "cpu-x86"])
+def test_an_input_of_bytes_is_clean_where_all_that_runs_it_takes_bytes(tmp_path: Path, name: str) -> None:
+    assert findings(with_camera_input(quantized_model()), tmp_path, name) == []
+
+
+@pytest.mark.parametrize(("name", "version"), [("jetson-nano-jp4", "8.0"), ("jetson-orin-jp5", "8.4")])
+def test_an_input_of_bytes_is_found_where_tensorrt_may_be_older_than_8_5(
+    tmp_path: Path, name: str, version: str
+) -> None:
+    model = with_camera_input(linear_model())
+    model.opset_import[0].version, model.ir_version = 13, 7
+    (found,) = findings(model, tmp_path, name)
+    assert (found.rule, found.node, found.cure) == ("R1", "images", "Export with input_form=float32-nchw.")
+    assert found.message == f"The input is uint8: {name} may have TensorRT {version}, which takes no bytes."
 
 
 def typed(model: ModelProto, opset: int = 19, ir_version: int = 9) -> ModelProto:

@@ -1,6 +1,8 @@
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -259,6 +261,78 @@ def test_a_scale_that_is_eight_times_too_large_is_no_matter_of_rounding(
             metadata={},
         )
     assert list(tmp_path.iterdir()) == []
+
+
+PIXELS = torch.randint(0, 256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(1)).float() / 255
+FLAVOURS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
+    "fp32": (student, "jetson", {}),
+    "fp16": (student, "jetson", {"precision": "fp16"}),
+    "for TensorRT": (lambda: quantized("s8s8"), "jetson", {"precision": "int8"}),
+    "for ONNX Runtime": (lambda: quantized("u8s8"), "cpu-x86", {"precision": "int8", "integer_weights": True}),
+    "typed": (
+        lambda: quantized("s8s8"),
+        "jetson-orin-jp7",
+        {"precision": "int8", "integer_weights": True, "typed": True, "opset": 19, "ir_version": 9},
+    ),
+}
+"""What is exported, for which target, and how."""
+
+
+@pytest.mark.parametrize("dynamic_batch", [True, False])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_file_that_takes_bytes_gives_the_very_logits_of_the_one_that_takes_numbers(
+    flavour: str, dynamic_batch: bool, tmp_path: Path
+) -> None:
+    make, target, changes = FLAVOURS[flavour]
+    shared: dict[str, Any] = {
+        "opset": 17,
+        "ir_version": 8,
+        "example": PIXELS,
+        "dynamic_batch": dynamic_batch,
+        "metadata": {},
+    }
+    options = shared | changes
+    plain = export_onnx(make(), tmp_path / "plain.onnx", **options)
+    record = export_onnx(make(), tmp_path / "camera.onnx", input_form="uint8-nhwc", **options)
+    assert (plain.input_form, record.input_form) == ("float32-nchw", "uint8-nhwc")
+    with (
+        OnnxRunner(tmp_path / "camera.onnx", exact=True) as camera,
+        OnnxRunner(tmp_path / "plain.onnx", exact=True) as it,
+    ):
+        np.testing.assert_array_equal(camera(PIXELS.numpy()), it(PIXELS.numpy()))
+    assert lint(tmp_path / "camera.onnx", load_target(target)) == lint(tmp_path / "plain.onnx", load_target(target))
+    if flavour != "fp16":  # its biases are fp16, which no target asks for
+        assert lint(tmp_path / "camera.onnx", load_target(target)) == []
+    images = onnx.load(tmp_path / "camera.onnx").graph.input[0]
+    batch, *sizes = images.type.tensor_type.shape.dim
+    assert (images.name, images.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    assert [size.dim_value for size in sizes] == [8, 8, 1]
+    assert (batch.dim_param, batch.dim_value) == (("batch", 0) if dynamic_batch else ("", 1))
+
+
+def test_bytes_are_cast_before_anything_else_and_scaled_in_fp32(tmp_path: Path) -> None:
+    path = tmp_path / "typed.onnx"
+    export_onnx(
+        quantized("s8s8"),
+        path,
+        example=PIXELS,
+        opset=19,
+        ir_version=9,
+        precision="int8",
+        typed=True,
+        input_form="uint8-nhwc",
+        metadata={},
+    )
+    model = onnx.load(path)
+    assert [node.name for node in model.graph.node[:4]] == [
+        "images_pixels_cast",
+        "images_planes_transpose",
+        "images_scaled_div",
+        "images_fp16_cast",
+    ]
+    floats = [name for name, array in constants(model).items() if array.dtype == np.float32]
+    assert floats == ["images_white"]
+    assert lint(path, load_target("jetson-orin-jp7")) == []
 
 
 def test_a_network_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from rich.console import Console
 
+from compress.exporters.camera_input import with_camera_input
 from compress.exporters.targets import Gates, Target
 from compress.pipeline import fidelity
 from compress.pipeline.records import (
@@ -477,7 +478,14 @@ def test_only_what_markdown_would_read_is_escaped(plain: str, escaped: str) -> N
 # The model card
 
 
-def test_the_snippet_of_the_model_card_runs_as_it_is(tmp_path: Path) -> None:
+def for_cameras() -> ExportRecord:
+    export = report_data().export
+    graphs = tuple(graph.model_copy(update={"input_form": "uint8-nhwc"}) for graph in export.graphs)
+    return export.model_copy(update={"graphs": graphs})
+
+
+@pytest.mark.parametrize("takes_bytes", [False, True])
+def test_the_snippet_of_the_model_card_runs_as_it_is(tmp_path: Path, takes_bytes: bool) -> None:
     weights = np.random.default_rng(0).normal(size=(3 * 32 * 32, 10)).astype(np.float32)
     shapes: dict[str, list[str | int | None]] = {"images": ["N", 3, 32, 32], "logits": ["N", 10]}
     inputs, outputs = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
@@ -487,11 +495,12 @@ def test_the_snippet_of_the_model_card_runs_as_it_is(tmp_path: Path) -> None:
     ]
     graph = helper.make_graph(nodes, "student", [inputs], [outputs], [onnx.numpy_helper.from_array(weights, "weights")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, tmp_path / "student.int8.onnx")
+    onnx.save(with_camera_input(model) if takes_bytes else model, tmp_path / "student.int8.onnx")
+    data = report_data(export=for_cameras()) if takes_bytes else report_data()
     images = np.random.default_rng(1).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     np.savez(tmp_path / "probes.npz", images=images)
     (tmp_path / "labels.txt").write_text("\n".join(DIGITS) + "\n", encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", files(report_data())["README.md"], re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", files(data)["README.md"], re.DOTALL)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = (images[0].reshape(-1) / np.float32(255) @ weights).argmax()
     assert done.stdout == f"{DIGITS[expected]}\n"
@@ -505,6 +514,13 @@ def test_the_model_card_says_what_goes_in_and_how_to_deploy() -> None:
     assert "not accuracy" in card
     assert "No real data was seen" in card
     assert "Do not deploy" not in card
+
+
+def test_the_card_of_a_model_that_takes_bytes_says_so() -> None:
+    card = files(report_data(export=for_cameras()))["README.md"]
+    assert "uint8 `[N, 32, 32, 3]`, RGB, the channels last" in card
+    assert "Do not scale or normalise" in card
+    assert "float32 `[N, 3, 32, 32]`" not in card
 
 
 def test_a_target_without_tensorrt_builds_no_engine() -> None:

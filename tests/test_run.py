@@ -286,6 +286,32 @@ def test_other_targets_reuse_the_student_and_get_what_they_take(
     assert compress("lint", again / report["validation"]["shipped"], "--target", target).exit_code == 0
 
 
+@pytest.mark.parametrize("target", ["jetson-orin-jp7", "cpu-x86"])
+def test_files_for_cameras_reuse_the_student_and_are_as_faithful(
+    again: Path, inputs: tuple[str, ...], target: str
+) -> None:
+    words = (*inputs, *PASSING, "--target", target, "-o", str(again), "--json")
+    assert compress(*words).exit_code == 0
+    plain = json.loads((again / "report.json").read_text())["validation"]["ledger"]
+    result = compress(*words, "--set", "input_form=uint8-nhwc")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["reused"] == ["intake", "embed", "distill", "quantize"]
+    report = json.loads((again / "report.json").read_text())
+    for row, before in zip(report["validation"]["ledger"], plain, strict=True):
+        assert (row["artifact"], row["agreement"]) == (before["artifact"], before["agreement"])
+    for graph in report["export"]["graphs"]:
+        assert graph["input_form"] == "uint8-nhwc"
+        model = onnx.load(again / graph["file_name"])
+        assert {entry.key: entry.value for entry in model.metadata_props}["input"] == "uint8 [N, 8, 8, 1] in [0, 255]"
+        assert compress("lint", again / graph["file_name"], "--target", target).exit_code == 0
+    replayed = subprocess.run(
+        [sys.executable, again / "deploy" / "replay.py", "--onnx"], capture_output=True, text=True, check=False
+    )
+    shipped = next(row for row in plain if row["artifact"] == report["validation"]["shipped"])
+    assert f"agreement with the teacher: {shipped['agreement']['value']:.4f}" in replayed.stdout
+    assert verify_manifest(again) == []
+
+
 # Verdicts
 
 
