@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
+from compress.exporters.camera_input import ONNX_RUNTIME_BYTES, camera_images
 from compress.exporters.legalise import constants
 from compress.pipeline.records import LayerNoise, LayerStart
 
@@ -93,11 +94,12 @@ def _session(model: ModelProto, outputs: Sequence[str]) -> onnxruntime.Inference
 
 def _outputs(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> Iterator[list[Array]]:
     """What all layers put out, a few images at a time."""
-    batch = session.get_inputs()[0].shape[0]
-    at_once = batch if isinstance(batch, int) else AT_ONCE
-    for start in range(0, len(images) - at_once + 1, at_once):
-        given = {session.get_inputs()[0].name: images[start : start + at_once]}
-        yield [np.asarray(value, np.float64) for value in session.run(None, given)]
+    input = session.get_inputs()[0]
+    given = camera_images(images) if input.type == ONNX_RUNTIME_BYTES else images
+    at_once = input.shape[0] if isinstance(input.shape[0], int) else AT_ONCE
+    for start in range(0, len(given) - at_once + 1, at_once):
+        outputs = session.run(None, {input.name: given[start : start + at_once]})
+        yield [np.asarray(value, np.float64) for value in outputs]
 
 
 def _decibels(signal: float, noise: float) -> float:

@@ -9,13 +9,14 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from compress.exporters.camera_input import with_camera_input
 from compress.exporters.divergence import EIGHT_BITS_DB, layer_noise, start_of_loss
 from compress.exporters.half import in_half_precision
 from compress.exporters.integer_weights import store_integer_weights
 from compress.pipeline.records import LayerNoise, LayerStart
 from tests.graphs import linear_model, quantized_model
 
-IMAGES = np.random.default_rng(0).random((24, 1, 4, 4), np.float32)
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 1, 4, 4)).astype(np.float32) / np.float32(255)
 
 
 def saved(model: ModelProto, folder: Path, name: str) -> Path:
@@ -60,7 +61,7 @@ def test_noise_is_that_of_a_layers_own_output(tmp_path: Path) -> None:
     assert math.isfinite(head.sqnr_db)
 
 
-@pytest.mark.parametrize("change", [store_integer_weights, in_half_precision])
+@pytest.mark.parametrize("change", [store_integer_weights, in_half_precision, with_camera_input])
 def test_other_forms_of_a_graph_are_compared_too(tmp_path: Path, change: object) -> None:
     assert callable(change)
     model = quantized_model(opset=19, ir_version=9)
