@@ -345,6 +345,30 @@ class ProbeAdequacy(Record):
     """Why not; empty when adequate."""
 
 
+class HoldoutRow(Record):
+    """An artifact on real images."""
+
+    artifact: str
+    agreement: Proportion
+    """With the teacher."""
+    accuracy: Proportion | None
+    """None where the true classes are not known."""
+
+
+class HoldoutRecord(Record):
+    """Every artifact on real images that the user gave: what is known beside the verdict, which never depends on it."""
+
+    name: str
+    """Of the folder or file."""
+    images: int
+    sha256: str
+    """Of the pixels, as the teacher takes them, and the classes."""
+    teacher_accuracy: Proportion | None
+    rows: tuple[HoldoutRow, ...]
+    """In the order of the ledger."""
+    notes: tuple[str, ...] = ()
+
+
 class ValidateRecord(Record):
     """Every artifact against the teacher."""
 
@@ -356,3 +380,5 @@ class ValidateRecord(Record):
     """The artifact in the ledger that decides the verdict."""
     verdict: Verdict
     cpu: str
+    holdout: HoldoutRecord | None = None
+    """Real images, where the user gave some."""
