@@ -180,6 +180,14 @@ def run_command(
         bool,
         typer.Option("--allow-inconclusive", rich_help_panel=VERDICT, help="Exit with 0 when it is INCONCLUSIVE, too."),
     ] = False,
+    holdout: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=VERDICT,
+            help="Real images to measure, too: a folder of class folders, or an .npz. Nothing learns from them, and the "
+            "verdict does without.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", rich_help_panel=RUNNING, help="A YAML file of settings.")
     ] = None,
@@ -233,13 +241,13 @@ def run_command(
         settings = resolve_settings(command_line, environment=os.environ, config=config)
         console = _console(quiet)
         if dry_run:
-            _show_plan(checkpoint, labels, settings, console, as_json)
+            _show_plan(checkpoint, labels, settings, console, as_json, holdout)
             return
         if world is not None and not world.leads:
             code = _follow(checkpoint, settings)
         else:
             folder = output or Path(f"{checkpoint.stem}-{settings.target}")
-            delivery = _run(checkpoint, labels, folder, settings, console)
+            delivery = _run(checkpoint, labels, folder, settings, console, holdout)
             _print_delivery(delivery, as_json)
             code = exit_code(delivery.report.validation, allow_inconclusive)
             if world is not None:
@@ -435,13 +443,15 @@ def exit_code(validation: "ValidateRecord", allow_inconclusive: bool) -> int:
     return 0 if validation.verdict in accepted else GateError.exit_code
 
 
-def _run(checkpoint: Path, labels: Path, folder: Path, settings: "Settings", console: "Console") -> "Delivery":
+def _run(
+    checkpoint: Path, labels: Path, folder: Path, settings: "Settings", console: "Console", holdout: Path | None
+) -> "Delivery":
     from compress.pipeline.console import ConsoleProgress
     from compress.pipeline.run import run
 
     progress = ConsoleProgress(console)
     try:
-        return run(checkpoint, labels, folder, settings, progress)
+        return run(checkpoint, labels, folder, settings, progress, holdout)
     finally:
         progress.close()
 
@@ -480,6 +490,7 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     from compress.pipeline.fidelity import remarks, verdict_sentence
     from compress.pipeline.report import render_table
     from compress.pipeline.report.data import strict_json
+    from compress.pipeline.report.real_images import on_real_images
     from compress.pipeline.report.runner import tell_runner
     from compress.pipeline.workspace import STAGES
 
@@ -504,18 +515,20 @@ def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
     stdout.print(render_table(validation))
     stdout.print(Text(engine.message))
     stdout.print(Text(sentence, style="bold"))
-    if beside:
-        stdout.print(Text(beside))
+    for text in filter(None, (beside, on_real_images(validation))):
+        stdout.print(Text(text))
     reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
     stdout.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 
 
-def _show_plan(checkpoint: Path, labels: Path, settings: "Settings", console: "Console", as_json: bool) -> None:
+def _show_plan(
+    checkpoint: Path, labels: Path, settings: "Settings", console: "Console", as_json: bool, holdout: Path | None
+) -> None:
     from compress.pipeline.inspection import outlook
     from compress.pipeline.plan import make_plan
 
     with console.status("measuring this machine"):
-        plan = make_plan(checkpoint, labels, settings)
+        plan = make_plan(checkpoint, labels, settings, holdout)
     if as_json:
         typer.echo(plan.model_dump_json(indent=2))
     else:

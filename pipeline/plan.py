@@ -14,6 +14,7 @@ from compress.pipeline.distillation.schedule import (
     seconds_after,
 )
 from compress.pipeline.distillation.stage import speed_here
+from compress.pipeline.holdout import open_holdout
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.probes import with_enough_probes
@@ -45,12 +46,15 @@ class Plan(Record):
     expected_seconds: float
     """For distillation, by timing one step of each kind on this machine."""
     seconds_after: float
-    """For quantization, export and validation, by the same measure."""
+    """For quantization, export and validation on probes, by the same measure."""
+    real_images: int = 0
+    """That are measured beside the probes."""
 
     def facts(self) -> dict[str, str]:
         """The plan in words."""
         ratio = self.student_parameters / self.teacher_parameters
         origin = "from the teacher's blocks" if self.inherited else "from random weights"
+        measured = {"real images": f"{self.real_images:,}, measured beside the probes"} if self.real_images else {}
         return {
             "teacher": f"{self.teacher}, {self.teacher_parameters:,} parameters, {self.classes} classes",
             "student": f"{self.student}, {self.student_parameters:,} parameters ({ratio:.0%} of the teacher), {origin}",
@@ -60,6 +64,7 @@ class Plan(Record):
             "device": self.device,
             "expected time": f"about {self.expected_seconds / 60:.1f} min of distillation, "
             f"then {self.seconds_after / 60:.1f} min of quantization, export and validation",
+            **measured,
         }
 
 
@@ -83,7 +88,7 @@ def budget_findings(budget_seconds: float | None, least_seconds: float) -> tuple
     )
 
 
-def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
+def make_plan(checkpoint: Path, labels_file: Path, settings: Settings, holdout: Path | None = None) -> Plan:
     """Open the inputs, choose the student, time this machine.
 
     Raises:
@@ -97,6 +102,7 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
     check_label_count(labels, record.num_classes)
     student, target = plan_student(record, settings.student), load_target(settings.target)
     check_exclusions(student, settings.quantize, target)
+    real_images = len(open_holdout(holdout, labels, record.input)) if holdout else 0
     embed = settings.embed
     embeddings, names = embed_labels(
         labels,
@@ -130,4 +136,5 @@ def make_plan(checkpoint: Path, labels_file: Path, settings: Settings) -> Plan:
         findings=by_gravity(record.findings + names.findings + size_findings(student, record) + short),
         expected_seconds=round(expected_seconds(schedule, speed, settings.distill, settings.probes), 1),
         seconds_after=round(after, 1),
+        real_images=real_images,
     )

@@ -9,6 +9,7 @@ from compress.exporters.bundle import claim_output_folder, friendly_os_errors, w
 from compress.pipeline import steps
 from compress.pipeline.delivery import collect, package
 from compress.pipeline.distillation.tensorboard import require_tensorboard
+from compress.pipeline.holdout import open_holdout
 from compress.pipeline.labels import check_label_count, read_labels
 from compress.pipeline.progress import Progress
 from compress.pipeline.quantize import check_exclusions
@@ -30,8 +31,18 @@ class Delivery:
     seconds: float
 
 
-def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, progress: Progress) -> Delivery:
+def run(
+    checkpoint: Path,
+    labels_file: Path,
+    folder: Path,
+    settings: Settings,
+    progress: Progress,
+    holdout: Path | None = None,
+) -> Delivery:
     """Compress a teacher into `folder`; what an earlier run with the same inputs finished is not done again.
+
+    The images of a `holdout` are measured beside the probes; no stage but the last measurement sees them, and only figures
+    are written.
 
     Raises:
         CompressError: whatever a user can cause, see `errors.py`.
@@ -46,6 +57,9 @@ def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, p
     check_exclusions(plan, settings.quantize, space.target)
     for finding in size_findings(plan, space.teacher.record):
         progress.note(str(finding), finding.severity)
+    real = open_holdout(holdout, labels, space.teacher.record.input) if holdout else None
+    for note in real.notes if real else ():
+        progress.note(note)
     claim_output_folder(folder)
     with friendly_os_errors(folder), exclusive(folder / "work"):
         command = {"checkpoint": str(checkpoint.resolve()), "labels": str(labels_file.resolve())}
@@ -55,7 +69,7 @@ def run(checkpoint: Path, labels_file: Path, folder: Path, settings: Settings, p
         student = steps.distill(space, plan)
         quantized = steps.quantize(space, student)
         exported = steps.export(space, student, labels)
-        validated = steps.validate(space, student, exported, labels)
+        validated = steps.validate(space, student, exported, labels, real)
         report = collect(space, teacher, embedding, student, quantized, exported, validated)
         package(space, report)
     reused = tuple(name for name, result in space.results.items() if result.reused)

@@ -7,7 +7,7 @@ import torch
 from compress.exporters.camera_input import described
 from compress.exporters.deploy import PLAN_NAME, write_deploy
 from compress.exporters.onnx_graph import export_onnx
-from compress.exporters.runners import EngineRunner, TorchRunner
+from compress.exporters.runners import EngineRunner, Runner, TorchRunner
 from compress.exporters.targets import Precision, Typed
 from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
 from compress.pipeline.copies import copied
@@ -18,6 +18,7 @@ from compress.pipeline.distillation.stage import distill as distill_student
 from compress.pipeline.distillation.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from compress.pipeline.distillation.tensorboard import Curves
 from compress.pipeline.errors import CompressError
+from compress.pipeline.holdout import Holdout, measure
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.parallel.follow import Work, hand_out, identity_of
 from compress.pipeline.quantize import quantize as quantize_student
@@ -27,6 +28,7 @@ from compress.pipeline.records import (
     ExportedGraph,
     ExportRecord,
     Finding,
+    HoldoutRecord,
     QuantizeRecord,
     TeacherRecord,
     ValidateRecord,
@@ -35,7 +37,7 @@ from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
 from compress.pipeline.tensor_files import write_tensors
-from compress.pipeline.validation import Examination, concluded, decisive, examine_graphs, fidelity_of
+from compress.pipeline.validation import Examination, concluded, decisive, examine_graphs, fidelity_of, runner_of
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
     QUANTIZED_FILE,
@@ -276,9 +278,13 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
 
 
 def validate(
-    space: Workspace, student: DistillRecord, exported: ExportRecord, labels: tuple[str, ...]
+    space: Workspace,
+    student: DistillRecord,
+    exported: ExportRecord,
+    labels: tuple[str, ...],
+    holdout: Holdout | None = None,
 ) -> ValidateRecord:
-    """Every artifact against the teacher, on probes that nothing was trained on."""
+    """Every artifact against the teacher, on probes that nothing was trained on; real images change no verdict."""
     probes, gates = space.probes, space.settings.gates
     examination = Examination(probes, gates, labels)
     inputs = {
@@ -290,6 +296,8 @@ def validate(
         "gates": gates.model_dump(mode="json"),
         "labels": labels,
         "pool": space.sha256("distill", POOL_FILE),
+        # Its teacher answers on that device; the probes were answered in distillation.
+        "holdout": [holdout.name, holdout.sha256, holdout.notes, str(space.compute.device)] if holdout else None,
     }
 
     def produce(_: Path) -> ValidateRecord:
@@ -303,8 +311,23 @@ def validate(
             engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=origin)]
         pool = ImagePool.load(space.file("distill", POOL_FILE)).images
         copies = copied(torch.from_numpy(probes.images), pool)
-        return concluded([in_torch, *graphs, *engines], engines or deciding, probes, copies)
+        record = concluded([in_torch, *graphs, *engines], engines or deciding, probes, copies)
+        real = _on_real_images(space, student, exported, holdout) if holdout else None
+        return record.model_copy(update={"holdout": real})
 
     return space.stage(
         "validate", inputs, ValidateRecord, produce, lambda record: f"{record.probes:,} probes: {record.verdict}"
     )
+
+
+def _on_real_images(
+    space: Workspace, student: DistillRecord, exported: ExportRecord, holdout: Holdout
+) -> HoldoutRecord:
+    """Every artifact of the ledger, in its order."""
+    folder = space.results["export"].folder
+    runners: dict[str, Runner] = {STUDENT_FILE: TorchRunner(space.student(student))}
+    runners |= {graph.file_name: runner_of(folder / graph.file_name, space.target) for graph in exported.graphs}
+    if exported.engine.built:
+        runners[PLAN_NAME] = EngineRunner(folder / PLAN_NAME)
+    teacher = space.teacher.to(space.compute.device, torch.channels_last)
+    return measure(holdout, teacher, runners, space.progress.advance)

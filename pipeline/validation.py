@@ -99,13 +99,17 @@ def examine_graphs(
     for graph in graphs:
         path = folder / graph.file_name
         with OnnxRunner(path) as timed:
-            runner = OnnxRunner(path, exact=target.runtime == "tensorrt")
             origin = examined[0] if examined else in_torch
-            found = fidelity_of(path, graph.precision, runner, examination, timed, origin)
+            found = fidelity_of(path, graph.precision, runner_of(path, target), examination, timed, origin)
         if examined:
             found = found._replace(row=_with_start_of_loss(found.row, folder / graphs[0].file_name, path, examination))
         examined.append(found)
     return examined
+
+
+def runner_of(graph: Path, target: Target) -> Runner:
+    """What answers for a graph as its device would."""
+    return OnnxRunner(graph, exact=target.runtime == "tensorrt")
 
 
 def _with_start_of_loss(row: ArtifactFidelity, origin: Path, path: Path, examination: Examination) -> ArtifactFidelity:

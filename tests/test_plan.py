@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compress.exporters.targets import load_target
@@ -37,6 +38,17 @@ def test_a_plan_says_what_a_run_would_do(teacher_file: Path, labels_file: Path) 
     assert plan.device.startswith("CPU, ")
     # 2 probe batches and 1 thrown away, 1 and 1 for the monitor, 1 of warm-up, 2 rounds of 1 batch and 2 steps.
     assert plan.expected_seconds == pytest.approx(5 + 1 + 2 * (1 + 0.2))
+
+
+def test_a_plan_counts_the_real_images_that_will_be_measured(
+    teacher_file: Path, labels_file: Path, tmp_path: Path
+) -> None:
+    images = np.zeros((5, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "real.npz", images=images)
+    plan = make_plan(teacher_file, labels_file, settings(), tmp_path / "real.npz")
+    assert plan.real_images == 5
+    assert plan.facts()["real images"] == "5, measured beside the probes"
+    assert "real images" not in make_plan(teacher_file, labels_file, settings()).facts()
 
 
 def test_a_budget_decides_the_rounds(teacher_file: Path, labels_file: Path) -> None:

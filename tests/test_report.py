@@ -30,6 +30,8 @@ from compress.pipeline.records import (
     ExportRecord,
     Finding,
     HistoryPoint,
+    HoldoutRecord,
+    HoldoutRow,
     InputSpec,
     LayerCost,
     Proportion,
@@ -647,6 +649,77 @@ def test_the_table_in_the_terminal_fits_and_says_it_all(width: int) -> None:
         "INCONCLUSIVE",
     ]
     assert max(map(len, lines)) <= width
+
+
+# Real images
+
+
+def on_real_images(*, classes: bool = True, alike: tuple[int, int] = (85, 90)) -> ReportData:
+    """A report of a run that was given 90 real images, and on how many of them student and teacher answer alike."""
+    accuracy = fidelity.proportion(81, 90) if classes else None
+    rows = tuple(
+        HoldoutRow(artifact=artifact, agreement=fidelity.proportion(*alike), accuracy=accuracy)
+        for artifact in ("student.onnx", "student.int8.onnx")
+    )
+    holdout = HoldoutRecord(
+        name="<b>real|images</b>",
+        images=alike[1],
+        sha256="d" * 64,
+        teacher_accuracy=fidelity.proportion(87, 90) if classes else None,
+        rows=rows,
+        notes=("7 of 90 real images were scaled to 8 x 8 pixels.",),
+    )
+    return report_data(validation=validation().model_copy(update={"holdout": holdout}))
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md", "README.md"])
+def test_every_readable_file_tells_of_real_images_beside_the_verdict(name: str) -> None:
+    data = on_real_images()
+    shown = html.unescape(files(data)[name]).replace("\xa0", " ").replace("\\", "")
+    assert (
+        "On 90 real images that you gave, student.int8.onnx gives the teacher's answer on 94.4 % (87.6 to 97.6 %), "
+        "1.8 points less than on the probes. It names the true class on 90.0 % (82.0 to 94.6 %), the teacher on "
+        "96.6 % (90.6 to 98.8 %). The verdict does not rest on them." in shown
+    )
+    assert "No real image was seen" not in shown
+    assert "no true label was used" not in shown
+    assert fidelity.verdict_sentence(data.validation) == fidelity.verdict_sentence(report_data().validation)
+
+
+@pytest.mark.parametrize(
+    ("alike", "gap"),
+    [
+        # On the probes it is 1155 / 1200 = 96.25 %.
+        ((89, 90), "2.6 points more than on the probes"),
+        ((77, 80), "as on the probes"),
+        ((85, 90), "1.8 points less than on the probes"),
+    ],
+)
+def test_the_gap_between_real_images_and_probes_is_told_in_points(alike: tuple[int, int], gap: str) -> None:
+    assert f" %), {gap}." in files(on_real_images(alike=alike))["report.md"]
+
+
+def test_without_true_classes_no_accuracy_is_told() -> None:
+    data = on_real_images(classes=False)
+    content = files(data)["report.md"]
+    assert "true class" not in content
+    assert f"| student.onnx | 94.4 % | 87.6 to 97.6 % | 98.3 % | {text.MISSING} |  |" in content
+    assert ReportData.model_validate_json(files(data)["report.json"]) == data
+
+
+def test_a_report_without_real_images_says_nothing_of_them_and_an_older_one_reads_back() -> None:
+    content = files(report_data())
+    assert "On real images" not in content["report.html"] + content["report.md"]
+    older = json.loads(content["report.json"])
+    del older["validation"]["holdout"]
+    assert ReportData.model_validate_json(json.dumps(older)) == report_data()
+
+
+def test_the_name_of_real_images_becomes_no_markup() -> None:
+    content = files(on_real_images())
+    assert "<b>real" not in content["report.html"] + content["report.md"]
+    assert "&#60;b&#62;real&#124;images" in content["report.md"]
+    assert {"thead", "tbody"} <= {tag for tag, _ in Page(content["report.html"]).tags}
 
 
 # Pictures

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import Result
 
 from compress.exporters.bundle import sha256_of, verify_manifest
@@ -310,6 +312,85 @@ def test_files_for_cameras_reuse_the_student_and_are_as_faithful(
     shipped = next(row for row in plain if row["artifact"] == report["validation"]["shipped"])
     assert f"agreement with the teacher: {shipped['agreement']['value']:.4f}" in replayed.stdout
     assert verify_manifest(again) == []
+
+
+# Real images
+
+
+@pytest.fixture
+def real_images(tmp_path: Path) -> Path:
+    """A folder of class folders, colourful and larger than the teacher takes them."""
+    for number in range(12):
+        path = tmp_path / "private place" / "factory" / LABELS[number % 3] / f"scene-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (11, 14, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return tmp_path / "private place" / "factory"
+
+
+def test_real_images_are_measured_beside_the_probes_and_change_nothing_else(
+    again: Path, inputs: tuple[str, ...], first: tuple[Path, Result], real_images: Path
+) -> None:
+    result = compress(*inputs, *PASSING, "-o", again, "--holdout", real_images)
+    assert (result.exit_code, result.exception) == (0, None)
+    before, after = rewritten(first[0], "report.json")["validation"], rewritten(again, "report.json")["validation"]
+    holdout = after.pop("holdout")
+    assert before.pop("holdout") is None
+    assert [(row["artifact"], row["agreement"]) for row in after["ledger"]] == [
+        (row["artifact"], row["agreement"]) for row in before["ledger"]
+    ]
+    assert (after["verdict"], after["shipped"]) == (before["verdict"], before["shipped"])
+    assert [row["artifact"] for row in holdout["rows"]] == [row["artifact"] for row in after["ledger"]]
+    assert (holdout["name"], holdout["images"], holdout["teacher_accuracy"]["total"]) == ("factory", 12, 12)
+    assert holdout["notes"] == ["12 of 12 real images were scaled to 8 x 8 pixels."]
+    assert holdout["notes"][0] in result.stderr
+    sentence = "On 12 real images that you gave, student.int8.onnx gives the teacher's answer on"
+    assert sentence in result.stdout
+    assert "The verdict does not rest on them." in result.stdout
+    assert sentence in (again / "report.md").read_text().replace("\\", "")
+    for name in ("student.safetensors", "student.onnx", "student.int8.onnx", "probes.npz", "settings.yaml"):
+        assert sha256_of(again / name) == sha256_of(first[0] / name)
+
+
+def test_other_real_images_are_measured_anew_and_everything_before_is_reused(
+    again: Path, inputs: tuple[str, ...], real_images: Path
+) -> None:
+    words = (*inputs, *PASSING, "-o", str(again), "--json", "--holdout", str(real_images))
+    up_to_export, whole = list(STAGES[:-2]), list(STAGES[:-1])
+    assert json.loads(compress(*words).stdout)["reused"] == up_to_export
+    assert json.loads(compress(*words).stdout)["reused"] == whole
+    next(real_images.rglob("*.png")).unlink()
+    assert json.loads(compress(*words).stdout)["reused"] == up_to_export
+    without = compress(*words[:-2])
+    assert json.loads(without.stdout)["reused"] == up_to_export
+    assert json.loads(without.stdout)["validation"]["holdout"] is None
+
+
+def test_of_real_images_only_figures_are_kept(again: Path, inputs: tuple[str, ...], real_images: Path) -> None:
+    before = {name: sha256_of(again / name) for name in files_in(again)}
+    assert compress(*inputs, *PASSING, "-o", again, "--holdout", real_images).exit_code == 0
+    assert files_in(again) == set(before)
+    changed = {name for name in before if sha256_of(again / name) != before[name]}
+    reports = {"report.html", "report.md", "report.json", "README.md", "manifest.json"}
+    assert reports <= changed <= reports | {"junit.xml", "work/6-validate/stage.json"}
+    pictures = [path.read_bytes() for path in real_images.rglob("*.png")]
+    for name in changed:
+        content = (again / name).read_bytes()
+        assert b"private place" not in content, name
+        assert b"scene-" not in content, name
+        assert not any(picture in content for picture in pictures), name
+
+
+def test_a_bad_real_image_ends_a_run_and_a_dry_run_before_anything_is_written(
+    tmp_path: Path, inputs: tuple[str, ...], real_images: Path
+) -> None:
+    (real_images / "star").mkdir()
+    (real_images / "star" / "broken.jpg").write_bytes(b"no picture")
+    for more in ((), ("--dry-run",)):
+        result = compress(*inputs, "-o", tmp_path / "out", "--holdout", real_images, *more)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert "compress: The picture 'star/broken.jpg' cannot be read.\n" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 # Verdicts

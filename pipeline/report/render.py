@@ -15,6 +15,7 @@ from compress.pipeline.records import ArtifactFidelity
 from compress.pipeline.report import charts, curves, sections, text
 from compress.pipeline.report.data import ReportData, to_json
 from compress.pipeline.report.junit import to_junit
+from compress.pipeline.report.real_images import beside_probes, on_real_images
 
 MOST_CLASSES = 20
 """Classes that the chart shows, lowest agreement first."""
@@ -66,6 +67,8 @@ def _context(data: ReportData) -> dict[str, Any]:
         "advice": remarks(data.validation, data.target),
         "shipped": shipped,
         "steps": [row for row in data.validation.ledger if row.step],
+        "real": on_real_images(data.validation),
+        "real_rows": beside_probes(data.validation),
         "headline": sections.headline(data),
         "classes": classes,
         "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen), len(data.labels)),
