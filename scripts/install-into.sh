@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install compress and its text encoder into a new virtual environment: what the Dockerfile does, and check-image-steps.sh.
+# Install compress, its text encoder and what reads pictures into a new virtual environment: what the Dockerfile does,
+# and check-image-steps.sh.
 #
 #   scripts/install-into.sh FOLDER
 #
@@ -20,4 +21,4 @@ python3 -m venv --without-pip "${visible[@]}" "$folder"
 if [ -n "${TORCH_INDEX:-}" ]; then
     "${install[@]}" --no-deps --index-url "$TORCH_INDEX" torch
 fi
-"${install[@]}" "$source[encoder]"
+"${install[@]}" "$source[encoder,holdout]"

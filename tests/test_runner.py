@@ -107,7 +107,7 @@ def test_the_action_installs_what_lies_beside_it(tmp_path: Path) -> None:
     variables = {"PATH": f"{python.parent}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path / "t"), "LOG": str(log)}
     script = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step("Install")["run"]]
     subprocess.run(script, env=os.environ | variables | {"SOURCE": "/the action"}, check=True)
-    assert log.read_text().splitlines()[-2:] == ["/the action/constraints.txt", "/the action[encoder]"]
+    assert log.read_text().splitlines()[-2:] == ["/the action/constraints.txt", "/the action[encoder,holdout]"]
 
 
 def test_the_document_names_the_inputs_and_outputs_that_there_are() -> None:
