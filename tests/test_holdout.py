@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from compress.exporters.runners import TorchRunner
+from compress.exporters.camera_input import Bytes
+from compress.exporters.runners import Images, TorchRunner
 from compress.pipeline.errors import CompressError, InputError, MissingResourceError, UsageError
 from compress.pipeline.fidelity import proportion
 from compress.pipeline.holdout import Holdout, measure, open_holdout
@@ -318,14 +319,14 @@ def test_the_memory_never_holds_all_images(tmp_path: Path) -> None:
 class Broken(TorchRunner):
     """Answers with NaN."""
 
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, images: Images | Bytes) -> NDArray[np.float32]:
         return super()._run(images) * np.float32(np.nan)
 
 
 class Shifted(TorchRunner):
     """Names the class after the right one on the dark images, whose top left pixel tells them."""
 
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, images: Images | Bytes) -> NDArray[np.float32]:
         logits = super()._run(images)
         dark = images[:, 0, 0, 0] < 0.5
         return np.where(dark[:, None], np.roll(logits, 1, axis=1), logits)
