@@ -9,7 +9,7 @@ developer guide, "Working with Quantized Types". The rules:
     R3   scales are constants of floats, finite and above zero
     R4   activations are quantized per tensor, weights per output channel
     R5   weights are fp32 constants in front of their Q/DQ pair, not folded into int8; a typed graph may fold them
-    R6   biases are plain fp32, or fp16 in a typed graph
+    R6   biases are plain fp32, or fp16 where the graph is typed or the weight is of fp16, too
     R7   no batch normalisation in a quantized graph, no dropout in any
     R8   data and weight of a convolution are quantized together; nothing stands between it and its Relu; one input of a
          residual sum stays free, so that convolution, sum and Relu become one
@@ -242,10 +242,11 @@ def _weights(graph: _Graph) -> Iterator[Finding]:
 
 
 def _biases(graph: _Graph) -> Iterator[Finding]:
-    plain = (np.float32, np.float16) if graph.typed else (np.float32,)
     for node in graph.of(*_WEIGHT_AXIS):
         if len(node.input) > 2 and node.input[2]:
-            bias = graph.constants.get(node.input[2])
+            bias, weight = (graph.constants.get(name) for name in (node.input[2], node.input[1]))
+            in_half = graph.typed or (weight is not None and weight.dtype == np.float16)
+            plain = (np.float32, np.float16) if in_half else (np.float32,)
             if bias is None or bias.dtype not in plain:
                 yield _finding("R6", node, "The bias is not a plain fp32 constant.", "Leave biases unquantized.")
 

@@ -333,6 +333,22 @@ def test_pairs_of_fp16_and_of_fp32_do_not_mix(tmp_path: Path) -> None:
     assert (found.rule, found.cure) == ("R11", "Give all pairs scales of fp16.")
 
 
+@pytest.mark.parametrize("target", ["jetson", "nvidia-gpu"])
+def test_a_float_graph_may_be_in_fp16_with_its_biases(tmp_path: Path, target: str) -> None:
+    spec = ResNetSpec(stem="cifar", blocks=(1, 1), widths=(16, 16), stem_width=16, num_classes=3)
+    path = tmp_path / "student.fp16.onnx"
+    images = torch.rand(2, 3, 8, 8)
+    export_onnx(ResNet(spec), path, example=images, opset=17, ir_version=8, precision="fp16", metadata={})
+    assert lint(path, load_target(target)) == []
+
+
+def test_a_bias_of_fp16_beside_a_weight_of_fp32_is_refused(tmp_path: Path) -> None:
+    model = quantized_model()
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "head.b"]
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias).astype(np.float16), bias.name))
+    assert rules(findings(model, tmp_path)) == [("R6", "head")]
+
+
 def test_an_integer_bias_is_refused_in_a_typed_graph_too(tmp_path: Path) -> None:
     model = typed(quantized_model())
     integer_bias(model)
