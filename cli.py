@@ -116,6 +116,13 @@ MaxKl = Annotated[
     float | None, typer.Option(rich_help_panel=VERDICT, help="Largest mean KL divergence from the teacher, in nats.")
 ]
 MaxSize = Annotated[float | None, typer.Option(rich_help_panel=VERDICT, help="Largest file, in 10^6 bytes.")]
+MaxLatency = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=VERDICT,
+        help="Longest median time of one image, where the model is to run: for TensorRT the engine's.",
+    ),
+]
 
 EPILOG = """[bold]Other commands[/bold], each with --help
   compress inspect CHECKPOINT   what a checkpoint is, and whether it can be distilled
@@ -176,6 +183,7 @@ def run_command(
     min_class_agreement: MinClassAgreement = None,
     max_kl: MaxKl = None,
     max_size_mb: MaxSize = None,
+    max_latency_ms: MaxLatency = None,
     allow_inconclusive: Annotated[
         bool,
         typer.Option("--allow-inconclusive", rich_help_panel=VERDICT, help="Exit with 0 when it is INCONCLUSIVE, too."),
@@ -214,6 +222,7 @@ def run_command(
     """
     from compress.pipeline.settings import assignment, merge, resolve_settings
 
+    gates = limits(min_agreement, min_class_agreement, max_kl, max_size_mb, max_latency_ms)
     named = {
         "target": target,
         "recipe": recipe,
@@ -226,10 +235,7 @@ def run_command(
         "teacher.allow_pickle": allow_pickle or None,
         "embed.text_encoder": text_encoder,
         "embed.allow_download": allow_download or None,
-        "gates.min_agreement": min_agreement,
-        "gates.min_class_agreement": min_class_agreement,
-        "gates.max_mean_kl": max_kl,
-        "gates.max_size_mb": max_size_mb,
+        **{f"gates.{name}": limit for name, limit in gates.items()},
         "device": device,
         "seed": seed,
         "tensorboard": tensorboard or None,
@@ -359,6 +365,7 @@ def validate_command(
     min_class_agreement: MinClassAgreement = None,
     max_kl: MaxKl = None,
     max_size_mb: MaxSize = None,
+    max_latency_ms: MaxLatency = None,
     allow_inconclusive: Annotated[
         bool, typer.Option("--allow-inconclusive", help="Exit with 0 when the verdict is INCONCLUSIVE, too.")
     ] = False,
@@ -372,14 +379,8 @@ def validate_command(
     from compress.pipeline.report.data import strict_json
     from compress.pipeline.revalidation import revalidate
 
-    gates = {
-        "min_agreement": min_agreement,
-        "min_class_agreement": min_class_agreement,
-        "max_mean_kl": max_kl,
-        "max_size_mb": max_size_mb,
-    }
-    limits = {name: limit for name, limit in gates.items() if limit is not None}
-    validation = revalidate(folder, receipt, limits, engine)
+    gates = limits(min_agreement, min_class_agreement, max_kl, max_size_mb, max_latency_ms)
+    validation = revalidate(folder, receipt, gates, engine)
     if (folder / "student.plan").exists() and receipt is None and not engine:
         typer.echo(
             "student.plan was not judged: ask for it by --receipt engine.receipt.json, or by --engine.", err=True
@@ -435,6 +436,24 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{option} '{text}' are no numbers.", f"Write {option} 0.5,0.5,0.5.") from None
+
+
+def limits(
+    min_agreement: float | None,
+    min_class_agreement: float | None,
+    max_kl: float | None,
+    max_size_mb: float | None,
+    max_latency_ms: float | None,
+) -> dict[str, float]:
+    """The gates that the options of a command set, by the names that the settings have for them."""
+    named = {
+        "min_agreement": min_agreement,
+        "min_class_agreement": min_class_agreement,
+        "max_mean_kl": max_kl,
+        "max_size_mb": max_size_mb,
+        "max_latency_ms": max_latency_ms,
+    }
+    return {name: limit for name, limit in named.items() if limit is not None}
 
 
 def exit_code(validation: "ValidateRecord", allow_inconclusive: bool) -> int:

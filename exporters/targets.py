@@ -40,6 +40,8 @@ class Gates(Record):
     """Largest mean Kullback-Leibler divergence from the teacher, in nats."""
     max_size_mb: float | None = Field(default=None, gt=0)
     """Largest file, in 10^6 bytes."""
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    """Longest median time for one image, in milliseconds, where the model is to run."""
 
 
 class Typed(Record):
@@ -110,6 +112,11 @@ class Target(Record):
     def takes_bytes(self) -> bool:
         """Whether all that it may run takes images of bytes."""
         return all(version_numbers(version) >= FIRST_WITH_BYTES for version in self.tensorrt)
+
+    @property
+    def timed_on_cpu(self) -> bool:
+        """Whether a time on the CPU that runs `compress` stands for the device; of TensorRT only an engine's does."""
+        return self.runtime == "onnxruntime"
 
 
 def targets_folder() -> Path:

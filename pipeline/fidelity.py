@@ -40,8 +40,9 @@ MAX_COPIED = 0.01
 MOST_CONFUSIONS = 12
 """Pairs of classes that are listed."""
 
-FINITE, AGREEMENT, CLASSES, KL, SIZE = "finite outputs", "agreement", "class agreement", "mean KL", "size"
-PROBE_FREE = (FINITE, SIZE)
+FINITE, AGREEMENT, CLASSES, KL = "finite outputs", "agreement", "class agreement", "mean KL"
+SIZE, LATENCY = "size", "latency"
+PROBE_FREE = (FINITE, SIZE, LATENCY)
 """Gates that hold or fail for any images: these failures stand even where the probes are inadequate."""
 
 
@@ -74,8 +75,13 @@ def judge(
     mean_kl: float,
     size_bytes: int,
     broken: int,
+    latency_ms: float | None = None,
+    timed_on_device: bool = True,
 ) -> tuple[Gate, ...]:
-    """Every limit that is set, judged; `mean_kl` in nats, `broken` images with NaN or infinity among the logits."""
+    """Every limit that is set, judged; `mean_kl` in nats, `broken` images with NaN or infinity among the logits.
+
+    `timed_on_device` says whether `latency_ms` stands for the device that the limit is about.
+    """
     judged = [_judge_finite(broken, agreement.total)]
     if gates.min_agreement is not None:
         judged.append(_judge_agreement(agreement, gates.min_agreement))
@@ -85,6 +91,8 @@ def judge(
         judged.append(_judge_point(KL, mean_kl, gates.max_mean_kl, "nats"))
     if gates.max_size_mb is not None:
         judged.append(_judge_point(SIZE, size_bytes / 1e6, gates.max_size_mb, "MB"))
+    if gates.max_latency_ms is not None:
+        judged.append(_judge_latency(latency_ms, gates.max_latency_ms, timed_on_device))
     return tuple(judged)
 
 
@@ -144,6 +152,18 @@ def _settle(value: float, limit: float) -> str:
     return f"{needed:,} probes would settle it if the agreement stays the same"
 
 
+def _judge_latency(latency_ms: float | None, limit: float, timed_on_device: bool) -> Gate:
+    """The time on one processor tells nothing about another, so where the device's is not known nothing is decided."""
+    if timed_on_device and latency_ms is not None:
+        return _judge_point(LATENCY, latency_ms, limit, "ms")
+    explanation = (
+        "the latency was not measured"
+        if timed_on_device
+        else "the latency is known only on the device: build and replay the engine there, and validate with its receipt"
+    )
+    return Gate(name=LATENCY, limit=limit, measured="not measured", verdict="INCONCLUSIVE", explanation=explanation)
+
+
 def _judge_point(name: str, value: float, limit: float, unit: str) -> Gate:
     passed = value <= limit
     return Gate(
@@ -169,11 +189,12 @@ def measure_artifact(
     kinds: NDArray[np.str_],
     gates: Gates,
     labels: Sequence[str] = (),
+    timed_on_device: bool = True,
 ) -> ArtifactFidelity:
     """One artifact against the teacher on the same N probes: logits `[N, K]`, the `kinds` of the probes `[N]`.
 
     Agreement is counted over all probes, and beside it for each kind and for each class that the teacher names. Without
-    `labels`, classes go by their numbers.
+    `labels`, classes go by their numbers. `latency_ms` is judged only if it was `timed_on_device`, where the model is to run.
 
     Raises:
         ValueError: there are no probes, or the arrays do not belong together.
@@ -194,6 +215,8 @@ def measure_artifact(
         mean_kl=float(kl.mean()),
         size_bytes=size_bytes,
         broken=int((~metrics.finite_rows(student_logits)).sum()),
+        latency_ms=latency_ms,
+        timed_on_device=timed_on_device,
     )
     return ArtifactFidelity(
         artifact=artifact,

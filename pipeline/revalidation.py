@@ -85,7 +85,8 @@ def revalidate(
     examination = Examination(probes, limits, report.labels)
     student = Normalised(build(report.distill.spec), report.teacher.input.mean, report.teacher.input.std)
     student.load_state_dict(load_file(folder / "student.safetensors"))
-    in_torch = fidelity_of(folder / "student.safetensors", "fp32", TorchRunner(student), examination)
+    weights, on_cpu = folder / "student.safetensors", report.target.timed_on_cpu
+    in_torch = fidelity_of(weights, "fp32", TorchRunner(student), examination, on_device=on_cpu)
     graphs = examine_graphs(folder, report.export.graphs, report.target, examination, in_torch)
     deciding, engines = decisive(graphs, report.export.graphs), []
     if receipt is not None:

@@ -302,7 +302,8 @@ def validate(
 
     def produce(_: Path) -> ValidateRecord:
         weights = space.file("distill", STUDENT_FILE)
-        in_torch = fidelity_of(weights, "fp32", TorchRunner(space.student(student)), examination)
+        runner, on_cpu = TorchRunner(space.student(student)), space.target.timed_on_cpu
+        in_torch = fidelity_of(weights, "fp32", runner, examination, on_device=on_cpu)
         folder = space.results["export"].folder
         graphs = examine_graphs(folder, exported.graphs, space.target, examination, in_torch)
         deciding, engines = decisive(graphs, exported.graphs), []

@@ -49,16 +49,19 @@ def fidelity_of(
     examination: Examination,
     timed: Runner | None = None,
     origin: Examined | None = None,
+    *,
+    on_device: bool = True,
 ) -> Examined:
-    """One file by what its runner answers; `timed` gives the latency where that runner is not the one of production.
-
-    `origin` is the artifact that it was made from.
-    """
+    """One file by what its runner answers; `timed` gives the latency where that runner is not the one of production,
+    `on_device` says whether it stands for that of the device. `origin` is the artifact that it was made from."""
     images = examination.images
     with runner:
         logits = runner(images)
         latency_ms = median_latency_ms(timed or runner, images[:1], repeats=50, warmup=10)
-    return judged(path.name, precision, path.stat().st_size, latency_ms, logits, examination, origin)
+    size_bytes = path.stat().st_size
+    return judged(
+        path.name, precision, size_bytes, latency_ms, logits, examination, origin, timed_on_device=on_device
+    )
 
 
 def judged(
@@ -69,6 +72,8 @@ def judged(
     logits: Logits,
     examination: Examination,
     origin: Examined | None = None,
+    *,
+    timed_on_device: bool = True,
 ) -> Examined:
     """An artifact by its answers, wherever it ran."""
     probes, gates, labels = examination
@@ -82,6 +87,7 @@ def judged(
         kinds=probes.kind,
         gates=gates,
         labels=labels,
+        timed_on_device=timed_on_device,
     )
     if origin is not None:
         row = row.model_copy(update={"step": measure_step(origin.row, row, origin.logits, logits)})
@@ -99,8 +105,9 @@ def examine_graphs(
     for graph in graphs:
         path = folder / graph.file_name
         with OnnxRunner(path) as timed:
-            origin = examined[0] if examined else in_torch
-            found = fidelity_of(path, graph.precision, runner_of(path, target), examination, timed, origin)
+            origin, runner = examined[0] if examined else in_torch, runner_of(path, target)
+            on_device = target.timed_on_cpu
+            found = fidelity_of(path, graph.precision, runner, examination, timed, origin, on_device=on_device)
         if examined:
             found = found._replace(row=_with_start_of_loss(found.row, folder / graphs[0].file_name, path, examination))
         examined.append(found)

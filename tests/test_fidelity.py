@@ -119,6 +119,31 @@ def test_the_size_is_judged_in_millions_of_bytes_and_may_equal_its_limit(limit: 
     assert gate(row, fidelity.SIZE).measured == "0.5 MB"
 
 
+@pytest.mark.parametrize(("limit", "verdict", "words"), [(1.5, "PASS", "within"), (1.499, "FAIL", "over")])
+def test_the_latency_may_equal_its_limit(limit: float, verdict: Verdict, words: str) -> None:
+    judged = gate(measured(wrong_on(0), Gates(max_latency_ms=limit), latency_ms=1.5), fidelity.LATENCY)
+    assert (judged.verdict, judged.limit, judged.measured) == (verdict, limit, "1.5 ms")
+    assert judged.explanation == f"a latency of 1.5 ms is {words} the allowed {limit} ms"
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "timed_on_device", "words"),
+    [
+        (None, True, "the latency was not measured"),
+        (0.001, False, "the latency is known only on the device"),
+        (None, False, "the latency is known only on the device"),
+    ],
+)
+def test_a_latency_that_is_not_the_devices_decides_nothing(
+    latency_ms: float | None, timed_on_device: bool, words: str
+) -> None:
+    row = measured(wrong_on(0), Gates(max_latency_ms=1), latency_ms=latency_ms, timed_on_device=timed_on_device)
+    judged = gate(row, fidelity.LATENCY)
+    assert (judged.verdict, judged.measured, row.verdict) == ("INCONCLUSIVE", "not measured", "INCONCLUSIVE")
+    assert judged.explanation.startswith(words)
+    assert row.latency_ms == latency_ms
+
+
 def test_a_limit_that_is_not_set_is_not_judged() -> None:
     assert [gate.name for gate in measured(wrong_on(500), Gates(min_agreement=None)).gates] == [fidelity.FINITE]
 
@@ -399,8 +424,9 @@ def test_inadequate_probes_are_inconclusive_whatever_the_agreement(wrong: int) -
     assert fidelity.overall_verdict(row, INADEQUATE) == "INCONCLUSIVE"
 
 
-def test_a_broken_output_or_an_excess_size_fails_even_on_inadequate_probes() -> None:
-    for row in (measured(with_value(np.nan)(probes()[0])), measured(wrong_on(0), size_bytes=2_000_000)):
+def test_a_broken_output_and_excess_of_size_or_latency_fail_even_on_inadequate_probes() -> None:
+    slow = measured(wrong_on(0), Gates(max_latency_ms=1))
+    for row in (measured(with_value(np.nan)(probes()[0])), measured(wrong_on(0), size_bytes=2_000_000), slow):
         assert fidelity.overall_verdict(row, INADEQUATE) == "FAIL"
 
 

@@ -102,6 +102,35 @@ def test_every_gate_can_be_set_here(folder: Path, option: str, strict: str, lax:
     assert gates[lax][name] in {"PASS", "INCONCLUSIVE"}  # a class of few probes may not clear the smallest of limits
 
 
+LATENCY = ("--max-latency-ms", "0.5", "--min-agreement", "0.5")
+
+
+def test_the_time_of_a_cpu_is_not_judged_as_that_of_a_device_with_tensorrt(folder: Path) -> None:
+    result = compress("validate", folder, *LATENCY, "--json")
+    assert result.exit_code == 4
+    for row in ledger(result).values():
+        (gate,) = [gate for gate in row["gates"] if gate["name"] == "latency"]
+        assert (gate["verdict"], gate["measured"]) == ("INCONCLUSIVE", "not measured")
+    assert "the latency is known only on the device" in json.loads(result.stdout)["reason"]
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "verdict", "words"),
+    [
+        (0.42, "PASS", "a latency of 0.42 ms is within the allowed 0.5 ms"),
+        (0.84, "FAIL", "a latency of 0.84 ms is over the allowed 0.5 ms"),
+        (None, "INCONCLUSIVE", "the latency was not measured"),
+    ],
+)
+def test_the_time_of_an_engine_is_judged_by_its_receipt(
+    folder: Path, latency_ms: float | None, verdict: str, words: str
+) -> None:
+    receipt = answer(folder, lambda teacher: teacher, latency_ms=latency_ms)
+    told = json.loads(compress("validate", folder, "--receipt", receipt, *LATENCY, "--json").stdout)
+    assert told["verdict"] == verdict
+    assert words in told["reason"]
+
+
 def test_a_changed_file_is_refused_by_its_hash(folder: Path) -> None:
     with (folder / "student.int8.onnx").open("ab") as stream:
         stream.write(b"\0")

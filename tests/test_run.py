@@ -437,6 +437,21 @@ def test_a_failed_gate_keeps_the_files_and_marks_them_rejected(
     assert verify_manifest(again) == []
 
 
+@pytest.mark.parametrize(("limit", "verdict"), [("100000", "PASS"), ("0.000001", "FAIL")])
+def test_the_time_on_this_cpu_is_judged_where_the_target_is_a_cpu(
+    again: Path, inputs: tuple[str, ...], limit: str, verdict: str
+) -> None:
+    result = compress(*inputs, *PASSING, "--target", "onnx", "--max-latency-ms", limit, "-o", again, "--json")
+    told = json.loads(result.stdout)
+    assert (told["verdict"], result.exit_code) == (verdict, 0 if verdict == "PASS" else 4)
+    words = f"ms is {'within' if verdict == 'PASS' else 'over'} the allowed {float(limit):.6g} ms"
+    assert words in told["reason"]
+    assert words in (again / "report.html").read_text()
+    cases = ElementTree.parse(again / "junit.xml").getroot().iter("testcase")
+    (case,) = [case for case in cases if (case.get("classname"), case.get("name")) == ("student.onnx", "latency")]
+    assert [outcome.tag for outcome in case] == ([] if verdict == "PASS" else ["failure"])
+
+
 # Trouble on the way
 
 
