@@ -130,6 +130,7 @@ EPILOG = """[bold]Other commands[/bold], each with --help
   compress validate FOLDER      judge a delivered folder again, or the engine that its device built
   compress lint FILE            check any ONNX file against a device's rules
   compress verify FOLDER        check a delivered folder against its manifest
+  compress report FOLDER        make its report.html and the like anew from report.json
   compress schema               the JSON Schema of all settings
 
 [bold]Exit codes[/bold]
@@ -393,6 +394,17 @@ def validate_command(
         _stdout().print(render_table(validation))
         _stdout().print(Text(sentence, style="bold"))
     raise typer.Exit(exit_code(validation, allow_inconclusive))
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A delivered folder.")],
+) -> None:
+    """Make report.html and what else people read anew, from the report.json of a delivered folder."""
+    from compress.pipeline.delivered import rebuild_report
+
+    *others, last = rebuild_report(folder)
+    typer.echo(f"{folder}: {', '.join(others)} and {last} were made anew from report.json.")
 
 
 @app.command("schema")

@@ -125,10 +125,7 @@ def write_manifest(folder: Path, *, names: Iterable[str], provenance: Mapping[st
     """
     manifest = {
         "made_by": "compress",
-        "files": {
-            name: {"sha256": sha256_of(folder / name), "size_bytes": (folder / name).stat().st_size}
-            for name in sorted(names)
-        },
+        "files": _entries(folder, names),
         "packages": {
             "compress": compress.__version__,
             "python": platform.python_version(),
@@ -139,6 +136,22 @@ def write_manifest(folder: Path, *, names: Iterable[str], provenance: Mapping[st
     path = folder / MANIFEST
     write_file(path, json.dumps(manifest, indent=2).encode() + b"\n")
     return path
+
+
+def replace_delivered(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Puts new content in place of delivered files, and seals the folder with it; what else the manifest says stays.
+
+    The manifest is replaced last: of a folder that was left half-way, `verify_manifest` names the files that are new.
+
+    Raises:
+        UsageError: a name leads out of the folder, or the folder cannot be written.
+        MissingResourceError: the disk is full.
+    """
+    for name, content in files.items():
+        write_file(_inside(folder, name), content)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["files"] |= _entries(folder, files)
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
 
 
 def verify_manifest(folder: Path) -> list[str]:
@@ -185,6 +198,14 @@ def write_file(path: Path, content: Path | bytes) -> None:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _entries(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of files."""
+    return {
+        name: {"sha256": sha256_of(folder / name), "size_bytes": (folder / name).stat().st_size}
+        for name in sorted(names)
+    }
 
 
 def _write_through(path: Path, content: Path | bytes) -> None:

@@ -5,15 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 
 from compress.exporters.bundle import deliver, write_manifest
 from compress.pipeline.distillation.schedule import evenly
 from compress.pipeline.distillation.stage import PROBES_FILE, STUDENT_FILE
-from compress.pipeline.probes import Probes
 from compress.pipeline.records import (
     DistillRecord,
     EmbeddingRecord,
@@ -22,16 +19,10 @@ from compress.pipeline.records import (
     TeacherRecord,
     ValidateRecord,
 )
-from compress.pipeline.report import ReportData, render, sample_grid
+from compress.pipeline.report import ReportData, probe_samples, render
 from compress.pipeline.settings import Settings
 from compress.pipeline.stages import STAGE_FILE, package_versions
 from compress.pipeline.workspace import STAGES, Workspace
-
-SAMPLES = 40
-"""Probes that the report shows."""
-
-SAMPLE_PIXELS = 64
-"""Width in the report that small images are enlarged to."""
 
 
 def collect(
@@ -90,9 +81,11 @@ def package(space: Workspace, report: ReportData) -> None:
     """Fill the output folder, its manifest last."""
     started = time.monotonic()
     space.progress.stage_started(len(STAGES), len(STAGES), STAGES[-1])
+    grids = _class_grids(space, report.distill)
     files = {
         **_exported(space.results["export"].folder),
-        **render(report, _samples(space.probes), _class_grids(space, report.distill)),
+        **render(report, probe_samples(space.probes.images), grids),
+        **grids,  # The page holds them, too, but a page is no place to get them back from.
         "student.safetensors": space.file("distill", STUDENT_FILE),
         "student.json": _student_json(report),
         "probes.npz": space.file("distill", PROBES_FILE),
@@ -137,8 +130,3 @@ def _student_json(report: ReportData) -> bytes:
 
 def _class_grids(space: Workspace, student: DistillRecord) -> dict[str, bytes]:
     return {grid.file_name: space.file("distill", grid.file_name).read_bytes() for grid in student.samples}
-
-
-def _samples(probes: Probes) -> bytes:
-    chosen: NDArray[np.uint8] = probes.images[np.linspace(0, len(probes.images) - 1, SAMPLES).round().astype(int)]
-    return sample_grid(chosen, columns=10, scale=max(1, SAMPLE_PIXELS // chosen.shape[-1]))

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file
 
-from compress.exporters.bundle import MANIFEST, MARKER, sha256_of, verify_manifest
+from compress.exporters.bundle import sha256_of
 from compress.exporters.deploy import PLAN_NAME
 from compress.exporters.runners import EngineRunner, TorchRunner
 from compress.exporters.targets import Gates
-from compress.pipeline.errors import GateError, InputError, UsageError
+from compress.pipeline.delivered import read_report
+from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
@@ -75,7 +75,7 @@ def revalidate(
         InputError: the report is of another version, or the receipt is not that of an engine of this folder.
         MissingResourceError: TensorRT or a GPU is missing for the engine.
     """
-    report = _report(folder)
+    report = read_report(folder)
     probes = Probes.load(folder / "probes.npz")
     try:
         limits = Gates.model_validate(report.settings["gates"] | dict(gates or {}))
@@ -94,24 +94,6 @@ def revalidate(
     elif engine:
         engines = [_engine_here(folder / PLAN_NAME, report, examination, deciding[0])]
     return concluded([in_torch, *graphs, *engines], engines or deciding, probes, report.validation.adequacy.copied)
-
-
-def _report(folder: Path) -> ReportData:
-    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        raise UsageError(f"There is no folder '{folder}'.", "Name the folder that `compress` wrote with -o.")
-    if not (folder / MANIFEST).is_file():
-        if (folder / MARKER).is_file():
-            raise UsageError(f"'{folder}' is not finished.", "The command that began it continues it.")
-        raise UsageError(f"'{folder}' is no delivered folder.", "Name the folder that `compress` wrote with -o.")
-    problems = verify_manifest(folder)
-    if problems:
-        raise GateError(f"'{folder}' is not as it was delivered: {' '.join(problems)}", "Copy the delivery again.")
-    try:
-        return ReportData.model_validate_json((folder / "report.json").read_bytes())
-    except ValidationError as error:
-        raise InputError(
-            f"'{folder}/report.json' was written by another version of compress.", "Validate it with that version."
-        ) from error
 
 
 def _engine_here(plan: Path, report: ReportData, examination: Examination, origin: Examined) -> Examined:

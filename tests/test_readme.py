@@ -43,7 +43,7 @@ def test_the_demo_delivers_every_file_that_the_readme_lists(checkout: Path, monk
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(evaluate[1], run_name="__main__")
     section = README.partition("## What you get")[2].partition("## ")[0]
-    listed = set(re.findall(r"\b[\w.]+\.(?:md|onnx|html|json|xml|safetensors|npz|txt|yaml|sh|py)\b", section))
+    listed = set(re.findall(r"\b[\w.-]+\.(?:md|onnx|html|json|xml|safetensors|npz|txt|yaml|sh|py|png)\b", section))
     listed |= {"report.md", "report.json", "junit.xml"}
     delivered = {Path(name).name for name in files_in(checkout / demo[-1]) if not name.startswith("work/")}
     assert listed <= delivered

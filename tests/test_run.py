@@ -36,6 +36,7 @@ OPTIONS = (
 PASSING = ("--min-agreement", "0.05")
 DELIVERED = {
     *("README.md", "student.onnx", "student.safetensors", "student.json", "labels.txt", "probes.npz"),
+    *("samples-warmup.png", "samples-final.png"),
     *("report.html", "report.md", "report.json", "junit.xml", "manifest.json", "settings.yaml"),
 }
 ON_DEVICE = {"deploy/build_engine.sh", "deploy/replay.py", "deploy/replay.json"}

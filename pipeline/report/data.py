@@ -15,6 +15,8 @@ from compress.pipeline.records import (
     ValidateRecord,
 )
 
+REPORT_FILE = "report.json"
+
 
 class ReportData(Record):
     """The records of all stages and what they ran with."""

@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 GAP = 2
 """Transparent pixels between two images."""
 
+PROBES_SHOWN = 40
+"""Probes that the report shows."""
+
+PROBE_PIXELS = 64
+"""Width in the report that small images are enlarged to."""
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -25,6 +31,12 @@ def sample_grid(images: NDArray[np.uint8], columns: int = 10, scale: int = 2) ->
         raise ValueError("a grid needs at least one image")
     width = min(columns, len(images))
     return class_grid([images[start : start + width] for start in range(0, len(images), width)], width, scale)
+
+
+def probe_samples(images: NDArray[np.uint8]) -> bytes:
+    """A PNG of some of the probes `[N, C, H, W]`, spread evenly over them."""
+    chosen = images[np.linspace(0, len(images) - 1, PROBES_SHOWN).round().astype(int)]
+    return sample_grid(chosen, columns=10, scale=max(1, PROBE_PIXELS // chosen.shape[-1]))
 
 
 def class_grid(rows: Sequence[NDArray[np.uint8]], columns: int, scale: int = 2) -> bytes:

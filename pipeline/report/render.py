@@ -13,7 +13,7 @@ from markupsafe import Markup
 from compress.pipeline.fidelity import AGREEMENT, find_artifact, remarks, verdict_sentence
 from compress.pipeline.records import ArtifactFidelity
 from compress.pipeline.report import charts, curves, sections, text
-from compress.pipeline.report.data import ReportData, to_json
+from compress.pipeline.report.data import REPORT_FILE, ReportData, to_json
 from compress.pipeline.report.junit import to_junit
 from compress.pipeline.report.real_images import beside_probes, on_real_images
 
@@ -50,7 +50,7 @@ def render(
     return {
         "report.html": _unbroken(_fill(_html_environment(), "report.html.j2", context | pictures)),
         "report.md": _fill(_markdown_environment(), "report.md.j2", context),
-        "report.json": to_json(data),
+        REPORT_FILE: to_json(data),
         "junit.xml": to_junit(data.validation),
         "README.md": _fill(_markdown_environment(), "model_card.md.j2", context),
     }

@@ -1,0 +1,143 @@
+"""What is made anew from a delivered folder, without the stages that made it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from compress.exporters.bundle import sha256_of, verify_manifest, write_manifest
+from compress.pipeline.report import render
+from compress.pipeline.stages import exclusive
+from tests.command import compress, files_in
+from tests.test_run import OPTIONS
+
+MADE_ANEW = ("report.html", "report.md", "junit.xml", "README.md")
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path, labels_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("delivered") / "out"
+    words = ("--labels", labels_file, *OPTIONS, "--target", "onnx", "--min-agreement", "0.05", "-o", folder)
+    assert compress(teacher_file, *words).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def folder(delivered: Path, tmp_path: Path) -> Path:
+    """What a user has after a copy: the delivery without its stages."""
+    return shutil.copytree(delivered, tmp_path / "out", ignore=shutil.ignore_patterns("work"))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: sha256_of(folder / name) for name in files_in(folder)}
+
+
+def test_the_report_of_the_same_version_comes_out_the_same(folder: Path) -> None:
+    before = hashes(folder)
+    result = compress("report", folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        f"{folder}: report.html, report.md, junit.xml and README.md were made anew from report.json.\n"
+    )
+    assert hashes(folder) == before
+
+
+def test_what_an_earlier_version_wrote_is_replaced_and_the_folder_is_sealed_again(folder: Path) -> None:
+    before = json.loads((folder / "manifest.json").read_text())
+    expected = hashes(folder)
+    for name in MADE_ANEW:
+        (folder / name).write_text("as an earlier version wrote it")
+    write_manifest(folder, names=before["files"], provenance=before["provenance"])
+    assert compress("report", folder).exit_code == 0
+    assert verify_manifest(folder) == []
+    assert json.loads((folder / "manifest.json").read_text()) == before
+    assert {name: sha256_of(folder / name) for name in MADE_ANEW} == {name: expected[name] for name in MADE_ANEW}
+    assert [*ElementTree.parse(folder / "junit.xml").getroot().iter("testcase")]
+    assert (folder / "report.html").read_text().count("data:image/png") == 3  # two of classes and one of probes
+
+
+@pytest.mark.parametrize("name", ["report.json", "probes.npz", "report.html"])
+def test_a_folder_that_was_changed_is_refused_and_left_alone(folder: Path, name: str) -> None:
+    with (folder / name).open("ab") as stream:
+        stream.write(b" ")
+    before = hashes(folder)
+    result = compress("report", folder)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert f"is not as it was delivered: {name} was changed." in result.stderr
+    assert hashes(folder) == before
+
+
+def test_what_is_no_delivered_folder_is_refused_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+    missing = compress("report", folder / "none")
+    assert missing.exit_code == 2 and f"There is no folder '{folder / 'none'}'." in missing.stderr
+    foreign = compress("report", tmp_path)
+    assert foreign.exit_code == 2 and "is no delivered folder" in foreign.stderr
+    (folder / "manifest.json").unlink()
+    unfinished = compress("report", folder)
+    assert unfinished.exit_code == 2 and "is not finished" in unfinished.stderr
+
+
+def reseal_without(folder: Path, *names: str) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in names:
+        (folder / name).unlink()
+    write_manifest(folder, names=manifest["files"].keys() - set(names), provenance=manifest["provenance"])
+
+
+def test_a_folder_without_the_pictures_of_its_report_is_not_given_a_poorer_one(folder: Path) -> None:
+    reseal_without(folder, "samples-warmup.png", "samples-final.png")
+    before = hashes(folder)
+    result = compress("report", folder)
+    assert result.exit_code == 3
+    assert "was delivered without samples-warmup.png and samples-final.png, which its report shows." in result.stderr
+    assert hashes(folder) == before
+
+
+def test_a_picture_outside_of_the_folder_is_not_shown(folder: Path) -> None:
+    (folder.parent / "secret.png").write_bytes(b"PNG")
+    report = json.loads((folder / "report.json").read_text())
+    report["distill"]["samples"][0]["file_name"] = "../secret.png"
+    (folder / "report.json").write_text(json.dumps(report))
+    reseal_without(folder)
+    result = compress("report", folder)
+    assert result.exit_code == 3
+    assert "was delivered without ../secret.png" in result.stderr
+
+
+def test_a_report_of_another_version_is_refused(folder: Path) -> None:
+    (folder / "report.json").write_text('{"schema_version": 99}')
+    reseal_without(folder)
+    result = compress("report", folder)
+    assert result.exit_code == 3
+    assert "report.json' was written by another version of compress.\nRead it with that version." in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # permissions would not stop a root user
+    result = compress("report", folder)
+    assert result.exit_code == 2
+    assert f"'{folder}' cannot be written.\nCopy it to where it can be." in result.stderr
+
+
+def test_while_a_run_writes_into_the_folder_its_report_is_left_alone(folder: Path) -> None:
+    with exclusive(folder / "work"):
+        result = compress("report", folder)
+    assert result.exit_code == 2
+    assert f"Another run is writing into '{folder}'." in result.stderr
+
+
+def test_an_interrupted_rewrite_leaves_a_folder_that_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "compress.pipeline.delivered.render", lambda *given: render(*given) | {"README.md": b"# another version's card"}
+    )
+    monkeypatch.setattr("compress.exporters.bundle._entries", interrupted)
+    assert compress("report", folder).exit_code == 130
+    assert verify_manifest(folder) == ["README.md was changed."]
+    assert "partial" not in " ".join(files_in(folder))
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
