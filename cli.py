@@ -30,9 +30,8 @@ from compress.pipeline.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from compress.exporters.lint import Finding as LintFinding
     from compress.pipeline.parallel.world import World
-    from compress.pipeline.records import Finding, ValidateRecord
+    from compress.pipeline.records import ValidateRecord
     from compress.pipeline.run import Delivery
     from compress.pipeline.settings import Settings
 
@@ -221,6 +220,7 @@ def run_command(
 
     From a checkpoint and its class names alone: a compact student, quantized, exported, and judged against its teacher.
     """
+    from compress.pipeline.printing import print_delivery
     from compress.pipeline.settings import assignment, merge, resolve_settings
 
     gates = limits(min_agreement, min_class_agreement, max_kl, max_size_mb, max_latency_ms)
@@ -255,7 +255,7 @@ def run_command(
         else:
             folder = output or Path(f"{checkpoint.stem}-{settings.target}")
             delivery = _run(checkpoint, labels, folder, settings, console, holdout)
-            _print_delivery(delivery, as_json)
+            print_delivery(delivery, as_json)
             code = exit_code(delivery.report.validation, allow_inconclusive)
             if world is not None:
                 _dismiss(world, code)
@@ -276,6 +276,7 @@ def inspect_command(
 ) -> None:
     """Say what a checkpoint is, and whether data-free distillation will work on it."""
     from compress.pipeline.inspection import inspect_teacher
+    from compress.pipeline.printing import print_facts, print_findings
 
     inspection = inspect_teacher(
         checkpoint,
@@ -290,8 +291,8 @@ def inspect_command(
     if as_json:
         typer.echo(inspection.model_dump_json(indent=2))
         return
-    _print_facts(inspection.facts())
-    _print_findings(inspection.all_findings, inspection.outlook)
+    print_facts(inspection.facts())
+    print_findings(inspection.all_findings, inspection.outlook)
 
 
 @app.command("targets")
@@ -303,17 +304,9 @@ def targets_command(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps([target.model_dump(mode="json") for target in targets], indent=2))
         return
-    from rich.table import Table
+    from compress.pipeline.printing import print_targets
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    table.add_column("target", style="bold", no_wrap=True)
-    table.add_column("files", no_wrap=True)
-    table.add_column("device")
-    for target in targets:
-        kinds = f" ({target.int8}{', typed too' if target.typed else ''})" if target.int8 else ""
-        files = ", ".join(target.precisions) + kinds
-        table.add_row(target.name, files, f"{target.title}.\n{target.note}".strip())
-    _stdout().print(table, highlight=False)
+    print_targets(targets)
 
 
 @app.command("lint")
@@ -325,12 +318,13 @@ def lint_command(
     """Check an ONNX file against what a device accepts; exits with 4 when a rule is broken."""
     from compress.exporters.lint import lint
     from compress.exporters.targets import load_target
+    from compress.pipeline.printing import print_lint
 
     findings = lint(file, load_target(target))
     if as_json:
         typer.echo(json.dumps([finding.model_dump(mode="json") for finding in findings], indent=2))
     elif findings:
-        _print_lint(findings)
+        print_lint(findings)
     else:
         typer.echo(f"{file}: nothing that {target} would refuse.")
     raise typer.Exit(GateError.exit_code if findings else 0)
@@ -373,11 +367,7 @@ def validate_command(
     as_json: Json = False,
 ) -> None:
     """Judge a delivered folder again, or the engine that its device built; exits with 4 unless the verdict is PASS."""
-    from rich.text import Text
-
-    from compress.pipeline.fidelity import verdict_sentence
-    from compress.pipeline.report import render_table
-    from compress.pipeline.report.data import strict_json
+    from compress.pipeline.printing import print_validation
     from compress.pipeline.revalidation import revalidate
 
     gates = limits(min_agreement, min_class_agreement, max_kl, max_size_mb, max_latency_ms)
@@ -386,13 +376,7 @@ def validate_command(
         typer.echo(
             "student.plan was not judged: ask for it by --receipt engine.receipt.json, or by --engine.", err=True
         )
-    sentence = verdict_sentence(validation)
-    if as_json:
-        content = {"verdict": validation.verdict, "reason": sentence, "validation": validation.model_dump(mode="json")}
-        typer.echo(strict_json(content))
-    else:
-        _stdout().print(render_table(validation))
-        _stdout().print(Text(sentence, style="bold"))
+    print_validation(validation, as_json)
     raise typer.Exit(exit_code(validation, allow_inconclusive))
 
 
@@ -515,91 +499,22 @@ def _fall_silent() -> None:
         os.dup2(nowhere, stream)
 
 
-def _print_delivery(delivery: "Delivery", as_json: bool) -> None:
-    from rich.text import Text
-
-    from compress.pipeline.fidelity import remarks, verdict_sentence
-    from compress.pipeline.report import render_table
-    from compress.pipeline.report.data import strict_json
-    from compress.pipeline.report.real_images import on_real_images
-    from compress.pipeline.report.runner import tell_runner
-    from compress.pipeline.workspace import STAGES
-
-    validation, engine = delivery.report.validation, delivery.report.export.engine
-    sentence, beside = verdict_sentence(validation), remarks(validation, delivery.report.target)
-    if annotation := tell_runner(delivery.report, delivery.folder, os.environ):
-        typer.echo(annotation, err=True)
-    if as_json:
-        content = {
-            "verdict": validation.verdict,
-            "reason": sentence,
-            "advice": beside,
-            "folder": str(delivery.folder),
-            "seconds": round(delivery.seconds, 1),
-            "reused": delivery.reused,
-            "engine": engine.message,
-            "validation": validation.model_dump(mode="json"),
-        }
-        typer.echo(strict_json(content))
-        return
-    stdout = _stdout()
-    stdout.print(render_table(validation))
-    stdout.print(Text(engine.message))
-    stdout.print(Text(sentence, style="bold"))
-    for text in filter(None, (beside, on_real_images(validation))):
-        stdout.print(Text(text))
-    reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
-    stdout.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
-
-
 def _show_plan(
     checkpoint: Path, labels: Path, settings: "Settings", console: "Console", as_json: bool, holdout: Path | None
 ) -> None:
     from compress.pipeline.inspection import outlook
     from compress.pipeline.plan import make_plan
+    from compress.pipeline.printing import print_facts, print_findings
 
     with console.status("measuring this machine"):
         plan = make_plan(checkpoint, labels, settings, holdout)
     if as_json:
         typer.echo(plan.model_dump_json(indent=2))
     else:
-        _print_facts(plan.facts())
-        _print_findings(
+        print_facts(plan.facts())
+        print_findings(
             tuple(finding for finding in plan.findings if finding.severity != "note"), outlook(plan.findings)
         )
-
-
-def _print_facts(facts: dict[str, str]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, value in facts.items():
-        table.add_row(Text(name, style="bold"), Text(value))
-    _stdout().print(table)
-
-
-def _print_lint(findings: "list[LintFinding]") -> None:
-    """Findings that say the same of several nodes are told once."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for finding in findings:
-        alike.setdefault((finding.rule, finding.message, finding.cure), []).append(finding.node)
-    for (rule, message, cure), nodes in alike.items():
-        shown = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
-        _print_facts({rule: f"{shown}: {message}" if shown else message, "": cure})
-    typer.echo(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}.")
-
-
-def _print_findings(findings: "tuple[Finding, ...]", outlook: str) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    colours = {"problem": "red", "warning": "yellow", "note": "dim"}
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for finding in findings:
-        table.add_row(Text(finding.severity, style=colours[finding.severity]), Text(finding.topic), Text(str(finding)))
-    for block in ("", table, "", Text(outlook, style="bold")):
-        _stdout().print(block)
 
 
 def _console(quiet: bool) -> "Console":
@@ -607,12 +522,6 @@ def _console(quiet: bool) -> "Console":
 
     in_ci = os.environ.get("CI", "").lower() in {"true", "1"}
     return Console(stderr=True, quiet=quiet, force_terminal=False if in_ci else None, soft_wrap=True)
-
-
-def _stdout() -> "Console":
-    from rich.console import Console
-
-    return Console(soft_wrap=not sys.stdout.isatty())
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""What the commands print on stdout: tables for people, one JSON document for machines.
+
+torch is not imported for it: small commands are to be quick.
+"""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compress.exporters.targets import Target
+from compress.pipeline.fidelity import remarks, verdict_sentence
+from compress.pipeline.records import Finding, ValidateRecord
+from compress.pipeline.report import render_table
+from compress.pipeline.report.data import strict_json
+from compress.pipeline.report.real_images import on_real_images
+from compress.pipeline.report.runner import tell_runner
+
+if TYPE_CHECKING:
+    from compress.exporters.lint import Finding as LintFinding
+    from compress.pipeline.run import Delivery
+
+
+def stdout() -> Console:
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def print_delivery(delivery: "Delivery", as_json: bool) -> None:
+    from compress.pipeline.workspace import STAGES
+
+    validation, engine = delivery.report.validation, delivery.report.export.engine
+    sentence, beside = verdict_sentence(validation), remarks(validation, delivery.report.target)
+    if annotation := tell_runner(delivery.report, delivery.folder, os.environ):
+        typer.echo(annotation, err=True)
+    if as_json:
+        content = {
+            "verdict": validation.verdict,
+            "reason": sentence,
+            "advice": beside,
+            "folder": str(delivery.folder),
+            "seconds": round(delivery.seconds, 1),
+            "reused": delivery.reused,
+            "engine": engine.message,
+            "validation": validation.model_dump(mode="json"),
+        }
+        typer.echo(strict_json(content))
+        return
+    console = stdout()
+    console.print(render_table(validation))
+    console.print(Text(engine.message))
+    console.print(Text(sentence, style="bold"))
+    for text in filter(None, (beside, on_real_images(validation))):
+        console.print(Text(text))
+    reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
+    console.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
+
+
+def print_validation(validation: ValidateRecord, as_json: bool) -> None:
+    sentence = verdict_sentence(validation)
+    if as_json:
+        content = {"verdict": validation.verdict, "reason": sentence, "validation": validation.model_dump(mode="json")}
+        typer.echo(strict_json(content))
+        return
+    stdout().print(render_table(validation))
+    stdout().print(Text(sentence, style="bold"))
+
+
+def print_targets(targets: list[Target]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column("target", style="bold", no_wrap=True)
+    table.add_column("files", no_wrap=True)
+    table.add_column("device")
+    for target in targets:
+        kinds = f" ({target.int8}{', typed too' if target.typed else ''})" if target.int8 else ""
+        files = ", ".join(target.precisions) + kinds
+        table.add_row(target.name, files, f"{target.title}.\n{target.note}".strip())
+    stdout().print(table, highlight=False)
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    stdout().print(table)
+
+
+def print_lint(findings: "list[LintFinding]") -> None:
+    """Findings that say the same of several nodes are told once."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        alike.setdefault((finding.rule, finding.message, finding.cure), []).append(finding.node)
+    for (rule, message, cure), nodes in alike.items():
+        shown = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+        print_facts({rule: f"{shown}: {message}" if shown else message, "": cure})
+    typer.echo(f"{len(findings)} finding{'s' if len(findings) > 1 else ''}.")
+
+
+def print_findings(findings: tuple[Finding, ...], outlook: str) -> None:
+    colours = {"problem": "red", "warning": "yellow", "note": "dim"}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for finding in findings:
+        table.add_row(Text(finding.severity, style=colours[finding.severity]), Text(finding.topic), Text(str(finding)))
+    for block in ("", table, "", Text(outlook, style="bold")):
+        stdout().print(block)
