@@ -130,7 +130,7 @@ EPILOG = """[bold]Other commands[/bold], each with --help
   compress lint FILE            check any ONNX file against a device's rules
   compress verify FOLDER        check a delivered folder against its manifest
   compress report FOLDER        make its report.html and the like anew from report.json
-  compress schema               the JSON Schema of all settings
+  compress schema               the JSON Schema of all settings, or of report.json
 
 [bold]Exit codes[/bold]
   0    done, and the verdict is PASS
@@ -392,11 +392,16 @@ def report_command(
 
 
 @app.command("schema")
-def schema_command() -> None:
+def schema_command(
+    of_report: Annotated[
+        bool, typer.Option("--report", help="That of report.json in a delivered folder instead.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of all settings, for editors and CI."""
+    from compress.pipeline.report.data import report_schema
     from compress.pipeline.settings import Settings
 
-    typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
+    typer.echo(json.dumps(report_schema() if of_report else Settings.model_json_schema(), indent=2))
 
 
 def main() -> None:

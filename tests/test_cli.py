@@ -105,6 +105,13 @@ def test_the_schema_is_json() -> None:
     assert json.loads(compress("schema").stdout)["properties"]["seed"]["default"] == 0
 
 
+def test_the_schema_of_the_report_is_told_apart_from_that_of_the_settings() -> None:
+    schema = json.loads(compress("schema", "--report").stdout)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["properties"]["schema_version"]["const"] == 1
+    assert "seed" in schema["properties"] and "synthesis" not in schema["properties"]
+
+
 def test_inspect_says_what_a_checkpoint_is(teacher_file: Path) -> None:
     result = compress("inspect", teacher_file)
     assert result.exit_code == 0

@@ -4,6 +4,9 @@ import json
 import math
 from typing import Any, Literal
 
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import FloatSchema, ModelSchema
+
 from compress.exporters.targets import Target
 from compress.pipeline.records import (
     DistillRecord,
@@ -22,6 +25,7 @@ class ReportData(Record):
     """The records of all stages and what they ran with."""
 
     schema_version: Literal[1] = 1
+    """Of the form of this record; docs/report.md says when it changes."""
     title: str
     target: Target
     teacher: TeacherRecord
@@ -37,6 +41,30 @@ class ReportData(Record):
     """Seconds of each stage, in their order."""
     seed: int
     versions: dict[str, str]
+
+
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+"""How a number that JSON has no form for is written."""
+
+
+class _Published(GenerateJsonSchema):
+    """The schema of what is written: numbers that are not finite are strings; fields that a later version adds are allowed."""
+
+    def float_schema(self, schema: FloatSchema) -> JsonSchemaValue:
+        return {"anyOf": [super().float_schema(schema), {"enum": list(NOT_FINITE)}]}
+
+    def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
+        published = super().model_schema(schema)
+        published.pop("additionalProperties", None)
+        return published
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON Schema of `report.json`."""
+    schema = ReportData.model_json_schema(mode="serialization", schema_generator=_Published)
+    # It has a default, which makes it seem optional; it is what a reader looks at first.
+    required = ["schema_version", *schema["required"]]
+    return {"$schema": _Published.schema_dialect, **schema, "required": required}
 
 
 def to_json(data: ReportData) -> bytes:
@@ -58,5 +86,5 @@ def _without_non_finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_non_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return NOT_FINITE[0 if math.isnan(value) else 1 if value > 0 else 2]
     return value
