@@ -119,18 +119,19 @@ MaxLatency = Annotated[
     float | None,
     typer.Option(
         rich_help_panel=VERDICT,
-        help="Longest median time of one image, where the model is to run: for TensorRT the engine's.",
+        help="Longest median milliseconds for one image, where the model is to run: on TensorRT the engine's.",
     ),
 ]
 
 EPILOG = """[bold]Other commands[/bold], each with --help
-  compress inspect CHECKPOINT   what a checkpoint is, and whether it can be distilled
-  compress targets              the devices and what is produced for each
-  compress validate FOLDER      judge a delivered folder again, or the engine that its device built
-  compress lint FILE            check any ONNX file against a device's rules
-  compress verify FOLDER        check a delivered folder against its manifest
-  compress report FOLDER        make its report.html and the like anew from report.json
-  compress schema               the JSON Schema of all settings, or of report.json
+  compress inspect CHECKPOINT     what a checkpoint is, and if it will do
+  compress targets                the devices and what is produced for each
+  compress validate FOLDER        judge a folder again, or its device's engine
+  compress lint FILE              check any ONNX file against a device's rules
+  compress verify FOLDER          check a folder against its manifest
+  compress compare FOLDER FOLDER  two delivered folders side by side
+  compress report FOLDER          make its report anew from report.json
+  compress schema                 the JSON Schema of settings or reports
 
 [bold]Exit codes[/bold]
   0    done, and the verdict is PASS
@@ -389,6 +390,19 @@ def report_command(
 
     *others, last = rebuild_report(folder)
     typer.echo(f"{folder}: {', '.join(others)} and {last} were made anew from report.json.")
+
+
+@app.command("compare")
+def compare_command(
+    one: Annotated[Path, typer.Argument(metavar="FOLDER", help="A delivered folder.")],
+    other: Annotated[Path, typer.Argument(metavar="FOLDER", help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Set two delivered folders side by side: sizes, agreement, latency, and the settings that differ."""
+    from compress.pipeline.comparison import compare
+    from compress.pipeline.printing import print_comparison
+
+    print_comparison(compare(one, other), as_json)
 
 
 @app.command("schema")

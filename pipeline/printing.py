@@ -5,20 +5,24 @@ torch is not imported for it: small commands are to be quick.
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from compress.exporters.targets import Target
+from compress.pipeline.comparison import Comparison, Measured
 from compress.pipeline.fidelity import remarks, verdict_sentence
 from compress.pipeline.records import Finding, ValidateRecord
-from compress.pipeline.report import render_table
+from compress.pipeline.report import render_table, text
 from compress.pipeline.report.data import strict_json
 from compress.pipeline.report.real_images import on_real_images
 from compress.pipeline.report.runner import tell_runner
+from compress.pipeline.report.sections import worded
 
 if TYPE_CHECKING:
     from compress.exporters.lint import Finding as LintFinding
@@ -106,3 +110,53 @@ def print_findings(findings: tuple[Finding, ...], outlook: str) -> None:
         table.add_row(Text(finding.severity, style=colours[finding.severity]), Text(finding.topic), Text(str(finding)))
     for block in ("", table, "", Text(outlook, style="bold")):
         stdout().print(block)
+
+
+def print_comparison(comparison: Comparison, as_json: bool) -> None:
+    if as_json:
+        typer.echo(strict_json(comparison.model_dump(mode="json")))
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("", comparison.one.folder, comparison.other.folder):
+        table.add_column(Text(text.visible(heading)), overflow="fold")
+    for rows in (_sides(comparison), _artifacts(comparison), _settings(comparison)):
+        for cells in rows:
+            table.add_row(*(Text(text.visible(cell)) for cell in cells))
+        table.add_section()
+    for remark in comparison.remarks:
+        stdout().print(Text(remark))
+    stdout().print(table)
+
+
+def _sides(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+    one, other = comparison.one, comparison.other
+    yield "target", one.target, other.target
+    yield "student", one.student, other.student
+    yield "parameters", text.count(one.parameters), text.count(other.parameters)
+    yield "verdict", f"{one.verdict} ({one.judged})", f"{other.verdict} ({other.judged})"
+    yield "time", text.duration(one.seconds), text.duration(other.seconds)
+
+
+def _artifacts(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    for pair in comparison.artifacts:
+        yield pair.artifact, "", ""
+        cells = _figures(pair.one), _figures(pair.other)
+        yield from zip(("  size", "  latency", "  mean KL", "  agreement"), *cells, strict=True)
+        if pair.agreement:
+            yield f"  {pair.agreement}", "", ""
+
+
+def _figures(measured: Measured | None) -> tuple[str, str, str, str]:
+    if measured is None:
+        return (text.MISSING,) * 4
+    return (
+        text.size(measured.size_bytes),
+        text.milliseconds(measured.latency_ms),
+        f"{text.significant(measured.mean_kl)} nats",
+        f"{text.share(measured.agreement)} ({text.interval(measured.agreement)})",
+    )
+
+
+def _settings(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+    for name, (one, other) in comparison.settings.items():
+        yield name, worded(one), worded(other)

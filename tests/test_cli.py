@@ -27,7 +27,7 @@ from compress.pipeline.records import ValidateRecord, Verdict
 from tests.command import LABELS, compress
 from tests.graphs import quantized_model
 
-COMMANDS = ("inspect", "targets", "lint", "verify", "validate", "report", "schema")
+COMMANDS = ("inspect", "targets", "lint", "verify", "validate", "compare", "report", "schema")
 
 
 # Help

@@ -192,10 +192,11 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _worded(value)
+            yield f"{prefix}{key}", worded(value)
 
 
-def _worded(value: Any) -> str:
+def worded(value: Any) -> str:
+    """A setting as `--set` takes it; of a long list how many values it has."""
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > MOST_NAMES:
         return f"{len(value):,} values, see settings.yaml"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

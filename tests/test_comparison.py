@@ -1,0 +1,139 @@
+"""Two delivered folders side by side."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.exporters.bundle import write_manifest
+from compress.pipeline.comparison import intervals_of
+from compress.pipeline.fidelity import proportion
+from compress.pipeline.records import Proportion
+from tests.command import compress
+from tests.test_run import OPTIONS
+
+
+@pytest.fixture(scope="module")
+def deliveries(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path, labels_file: Path) -> tuple[Path, Path]:
+    """The same student for two targets."""
+    plain, rounded = (tmp_path_factory.mktemp("deliveries") / name for name in ("plain", "rounded"))
+    words = (teacher_file, "--labels", labels_file, *OPTIONS, "--min-agreement", "0.05")
+    assert compress(*words, "--target", "onnx", "-o", plain).exit_code == 0
+    shutil.copytree(plain, rounded)
+    assert compress(*words, "--target", "cpu-x86", "-o", rounded).exit_code == 0
+    return plain, rounded
+
+
+@pytest.fixture
+def folders(deliveries: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    one, other = (
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("work")) for folder in deliveries
+    )
+    return one, other
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda report: None) -> None:
+    """Another report, as if the folder had been delivered with it."""
+    report = json.loads((folder / "report.json").read_text())
+    change(report)
+    (folder / "report.json").write_text(json.dumps(report))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, names=manifest["files"], provenance=manifest["provenance"])
+
+
+def compared(one: Path, other: Path) -> dict[str, Any]:
+    result = compress("compare", one, other, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def test_what_both_hold_and_what_differs_is_told(folders: tuple[Path, Path]) -> None:
+    told = compared(*folders)
+    assert (told["one"]["target"], told["other"]["target"]) == ("onnx", "cpu-x86")
+    assert told["one"]["student"] == told["other"]["student"] == "inherit-1-1"
+    assert told["remarks"] == ["Both were judged on the same probes."]
+    assert told["settings"] == {"target": ["onnx", "cpu-x86"]}
+    artifacts = {pair["artifact"]: pair for pair in told["artifacts"]}
+    assert list(artifacts) == ["student.safetensors", "student.onnx", "student.int8.onnx"]
+    report = json.loads((folders[1] / "report.json").read_text())
+    assert told["other"]["seconds"] == pytest.approx(sum(report["timings"].values()))
+    (row,) = [row for row in report["validation"]["ledger"] if row["artifact"] == "student.int8.onnx"]
+    assert artifacts["student.int8.onnx"]["other"] == {
+        name: row[name] for name in ("size_bytes", "agreement", "latency_ms", "mean_kl")
+    }
+    assert (artifacts["student.int8.onnx"]["one"], artifacts["student.int8.onnx"]["agreement"]) == (None, None)
+    assert artifacts["student.onnx"]["agreement"] == "intervals overlap"
+
+
+def test_the_table_has_a_column_for_each(folders: tuple[Path, Path]) -> None:
+    result = compress("compare", *folders)
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["target", "onnx", "cpu-x86"] in rows
+    assert ["student", "inherit-1-1", "inherit-1-1"] in rows
+    assert ["intervals", "overlap"] in rows
+    assert rows.count(["target", "onnx", "cpu-x86"]) == 2  # among the facts, and as a setting that differs
+    int8 = rows.index(["student.int8.onnx"])
+    assert rows[int8 + 1][:2] == ["size", "–"]  # noqa: RUF001 - there is none
+
+
+def test_different_teachers_are_told_of_first(folders: tuple[Path, Path]) -> None:
+    reseal(folders[1], lambda report: report["teacher"].update(sha256="ab" * 32, file_name="other\x1b.pt"))
+    remarks = compared(*folders)["remarks"]
+    assert remarks[0].startswith("The two have different teachers, teacher.pt (SHA-256 ")
+    assert (
+        "other\\u001b.pt (SHA-256 abababababab): each agrees, as far as it does, with answers of its own." in remarks[0]
+    )
+    assert compress("compare", *folders).stdout.startswith("The two have different teachers, ")
+
+
+def test_different_probes_are_told_of(folders: tuple[Path, Path]) -> None:
+    with (folders[1] / "probes.npz").open("ab") as stream:
+        stream.write(b"\0")
+    reseal(folders[1])
+    told = compared(*folders)
+    assert (told["same_probes"], told["remarks"]) == (False, ["Both were judged on different probes."])
+
+
+def test_numbers_that_are_not_finite_are_strings(folders: tuple[Path, Path]) -> None:
+    reseal(folders[1], lambda report: report["validation"]["ledger"][0].update(mean_kl="Infinity"))
+    assert compared(*folders)["artifacts"][0]["other"]["mean_kl"] == "Infinity"
+    assert "∞ nats" in compress("compare", *folders).stdout
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_folder_that_cannot_be_read_is_refused_whichever_it_is(folders: tuple[Path, Path], place: int) -> None:
+    def refused(code: int) -> str:
+        result = compress("compare", *folders)
+        assert (result.exit_code, result.stdout) == (code, "")
+        return result.stderr
+
+    folder = folders[place]
+    reseal(folder, lambda report: report.update(schema_version=99))
+    assert f"'{folder}/report.json' was written by another version of compress." in refused(3)
+    (folder / "labels.txt").write_text("changed")
+    assert f"'{folder}' is not as it was delivered: labels.txt was changed." in refused(4)
+    (folder / "manifest.json").unlink()
+    assert f"'{folder}' is not finished." in refused(2)
+    shutil.rmtree(folder)
+    assert f"There is no folder '{folder}'." in refused(2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        # Wilson, n = 1000: 900 agree -> 87.9 to 91.7 %; 930 -> 91.2 to 94.4 %; 940 -> 92.3 to 95.3 %
+        (proportion(900, 1000), proportion(930, 1000), "intervals overlap"),
+        (proportion(900, 1000), proportion(940, 1000), "intervals do not overlap"),
+        (proportion(940, 1000), proportion(900, 1000), "intervals do not overlap"),
+        (proportion(900, 1000), proportion(900, 1000), "intervals overlap"),
+    ],
+)
+def test_two_agreements_differ_where_their_intervals_have_nothing_in_common(
+    one: Proportion, other: Proportion, words: str
+) -> None:
+    assert intervals_of(one, other) == words
