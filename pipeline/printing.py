@@ -57,8 +57,8 @@ def print_delivery(delivery: "Delivery", as_json: bool) -> None:
     console.print(render_table(validation))
     console.print(Text(engine.message))
     console.print(Text(sentence, style="bold"))
-    for text in filter(None, (beside, on_real_images(validation))):
-        console.print(Text(text))
+    for line in filter(None, (beside, on_real_images(validation))):
+        console.print(Text(line))
     reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
     console.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 
