@@ -73,7 +73,8 @@ def export_onnx(
         InputError: the model cannot be exported, or an operator does not exist in the operator set.
         CompressError: the file is not valid ONNX, or answers differently.
     """
-    model, example = copy.deepcopy(model).cpu().eval(), example.cpu()
+    # With the channels last in memory, torch would write a global mean as a gather of strides that no runtime fuses.
+    model, example = _with_channels_first(copy.deepcopy(model).cpu()).eval(), example.cpu().contiguous()
     # Rounded to fp16 are the weights that run, not those that batch norm has yet to scale.
     network = fold_batch_norm(model).eval() if precision == "fp16" else model
     graph = legalise(_export(network, example, max(opset, OLDEST_EXPORTED_OPSET), dynamic_batch), opset, ir_version)
@@ -106,6 +107,10 @@ def export_onnx(
         sha256=hashlib.sha256(content).hexdigest(),
         max_abs_difference=difference,
     )
+
+
+def _with_channels_first(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return,call-overload]  # its stub lacks it
 
 
 def _export(model: nn.Module, example: Tensor, opset: int, dynamic_batch: bool) -> ModelProto:

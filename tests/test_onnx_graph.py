@@ -20,7 +20,7 @@ from compress.exporters.lint import lint
 from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.qdq import Scheme, insert_fake_quantization
 from compress.exporters.runners import OnnxRunner
-from compress.exporters.targets import load_target
+from compress.exporters.targets import Precision, load_target
 from compress.pipeline.errors import CompressError, InputError
 from compress.pipeline.records import ExportedGraph
 from tests.networks import student
@@ -112,6 +112,22 @@ def test_a_dynamic_batch_is_named_and_runs_at_any_size(fp32: ExportedGraph, fold
     for size in (1, 5):
         answers = session.run(None, {"images": DIGITS[:size].numpy()})[0]
         np.testing.assert_allclose(answers, student()(DIGITS[:size]).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_layout_in_memory_leaves_no_trace_in_the_graph(tmp_path: Path, precision: Precision) -> None:
+    images = torch.rand(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    network: nn.Module = student(channels=3, shortcut="pad")
+    if precision == "int8":
+        network = insert_fake_quantization(network, "s8s8")
+        assert isinstance(network, fx.GraphModule)
+        observe(network, [images[:2], images[2:]])
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub knows no layouts
+    path = tmp_path / "student.onnx"
+    export_onnx(network, path, example=images, opset=13, ir_version=7, precision=precision, metadata={})
+    found = operators(path)
+    assert found["GlobalAveragePool"] == 1
+    assert not {"Shape", "Gather", "Range", "Reshape"} & found.keys()
 
 
 def test_exporting_twice_gives_the_same_bytes(fp32: ExportedGraph, tmp_path: Path) -> None:
