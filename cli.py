@@ -185,6 +185,12 @@ def run_command(
     max_kl: MaxKl = None,
     max_size_mb: MaxSize = None,
     max_latency_ms: MaxLatency = None,
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=VERDICT, help="Held-out images at least. Later on, too: nothing is learned again for them."
+        ),
+    ] = None,
     allow_inconclusive: Annotated[
         bool,
         typer.Option("--allow-inconclusive", rich_help_panel=VERDICT, help="Exit with 0 when it is INCONCLUSIVE, too."),
@@ -238,6 +244,7 @@ def run_command(
         "embed.text_encoder": text_encoder,
         "embed.allow_download": allow_download or None,
         **{f"gates.{name}": limit for name, limit in gates.items()},
+        "probes.least": probes,
         "device": device,
         "seed": seed,
         "tensorboard": tensorboard or None,

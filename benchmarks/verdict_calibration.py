@@ -1,11 +1,12 @@
 """Is agreement on synthetic probes a good predictor of agreement on real images?
 
-    python benchmarks/verdict_calibration.py FOLDER[=COPIES] ... --data IMAGES.npz [--plot FILE.svg] [--limit N]
+    python benchmarks/verdict_calibration.py FOLDER[=COPIES] ... --data IMAGES.npz [--fresh N [--seed S]] [--plot FILE.svg]
 
 Each FOLDER is what `compress` delivered; all its artifacts are students. COPIES is a folder of a run's earlier moments,
 as `curve.py` leaves it; each of them is one student more. All must have the same teacher. A row a student: agreement with
-the teacher on the folder's own probes, of each kind and of all, and on real images that no run saw. Below are the rank
-correlation, and how far the probes' agreement is from the real one.
+the teacher on the folder's own probes, of each kind and of all, and on real images that no run saw. With `--fresh` all are
+asked about the same N probes, made here with the first folder's recipe. Below are the rank correlation, and how far the
+probes' agreement is from the real one.
 """
 
 import argparse
@@ -23,10 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from compress.pipeline.device import choose_compute
 from compress.pipeline.distillation.stage import PROBES_FILE
-from compress.pipeline.probes import KINDS, Probes
+from compress.pipeline.probes import KINDS, Probes, make_probes
+from compress.pipeline.settings import resolve_settings
 from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import under
+from compress.pipeline.workspace import EMBEDDINGS_FILE
 from curve import student_of
 from real_agreement import Images, Logits, answers, find_teacher, read_images
 
@@ -68,20 +72,37 @@ def agreement_of_kinds(
     }
 
 
+def fresh_probes(folder: Path, teacher: Teacher, count: int, seed: int) -> Probes:
+    """Probes of the folder's recipe and embeddings, which its runs never saw, made by what is installed here."""
+    asked = json.loads((folder / "report.json").read_bytes())["settings"]
+    settings = resolve_settings({"recipe": asked["recipe"], "seed": seed, "target": "onnx"}, environment={})
+    batches = -(-count // settings.synthesis.batch_size)
+    settings = settings.model_copy(update={"probes": settings.probes.model_copy(update={"batches": batches})})
+    embeddings = load_file(folder / "work" / "2-embed" / EMBEDDINGS_FILE)["embeddings"]
+    compute = choose_compute(settings)
+    return make_probes(teacher.to(compute.device, torch.channels_last), embeddings, settings, compute)
+
+
 def students_of(
     folder: Path, copies: Path | None, teacher: Teacher
 ) -> Iterator[tuple[str, Callable[[Images], Logits]]]:
-    """Every artifact of a folder but the teacher, and every earlier moment, by name."""
-    yield from ((f"{folder.name}/{name}", run) for name, run in answers(folder, teacher).items() if name != "teacher")
+    """Every artifact of a folder but the teacher and the fp32 graph, which is the student, and every earlier moment."""
+    artifacts = answers(folder, teacher).items()
+    yield from ((f"{folder.name}/{name}", run) for name, run in artifacts if name not in ("teacher", "student.onnx"))
     for copy in sorted(copies.glob("*.safetensors")) if copies else ():
         yield f"{folder.name} after {int(copy.stem):,} s", student_of(folder, under("average", load_file(copy)))
 
 
 def measure(
-    folder: Path, copies: Path | None, teacher: Teacher, images: Images, wanted: NDArray[np.int64]
+    folder: Path,
+    copies: Path | None,
+    teacher: Teacher,
+    images: Images,
+    wanted: NDArray[np.int64],
+    probes: Probes | None = None,
 ) -> list[Student]:
-    """The students of one folder, on its probes and on real images, whose classes by the teacher are `wanted`."""
-    probes = Probes.load(folder / PROBES_FILE)
+    """The students of one folder, on its own probes or others, and on real images, whose classes by the teacher are `wanted`."""
+    probes = probes or Probes.load(folder / PROBES_FILE)
     shown, named = probes.images.astype(np.float32) / np.float32(255), probes.teacher_logits.argmax(1)
     return [
         Student(
@@ -156,6 +177,8 @@ def main() -> int:
     parser.add_argument("folders", nargs="+", metavar="FOLDER[=COPIES]", help="what `compress` delivered")
     parser.add_argument("--data", type=Path, required=True, help="real images as npz, see real_agreement.py")
     parser.add_argument("--limit", type=int, help="only so many real images")
+    parser.add_argument("--fresh", type=int, help="ask all students about so many probes, made here")
+    parser.add_argument("--seed", type=int, default=1, help="of these")
     parser.add_argument("--plot", type=Path, help="where to write a picture")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
@@ -166,10 +189,11 @@ def main() -> int:
     teachers = [find_teacher(folder, None) for folder, _ in pairs]
     if len({teacher.record.sha256 for teacher in teachers}) > 1:
         parser.error("the folders have different teachers")
+    fresh = fresh_probes(pairs[0][0], teachers[0], options.fresh, options.seed) if options.fresh else None
     with torch.inference_mode():
         wanted = answers(pairs[0][0], teachers[0])["teacher"](images).argmax(1)
         for (folder, copies), teacher in zip(pairs, teachers, strict=True):
-            students += measure(folder, copies, teacher, images, wanted)
+            students += measure(folder, copies, teacher, images, wanted, fresh)
     Console().print(table_of(students), summary_of(students))
     if options.plot:
         options.plot.write_text(plot(students), encoding="utf-8")

@@ -10,7 +10,7 @@ import yaml
 
 from compress.exporters.bundle import deliver, write_manifest
 from compress.pipeline.distillation.schedule import evenly
-from compress.pipeline.distillation.stage import PROBES_FILE, STUDENT_FILE
+from compress.pipeline.distillation.stage import STUDENT_FILE
 from compress.pipeline.records import (
     DistillRecord,
     EmbeddingRecord,
@@ -88,7 +88,7 @@ def package(space: Workspace, report: ReportData) -> None:
         **grids,  # The page holds them, too, but a page is no place to get them back from.
         "student.safetensors": space.file("distill", STUDENT_FILE),
         "student.json": _student_json(report),
-        "probes.npz": space.file("distill", PROBES_FILE),
+        "probes.npz": space.probes_file,
         "labels.txt": "".join(f"{label}\n" for label in report.labels).encode(),
         "settings.yaml": yaml.safe_dump(report.settings, sort_keys=False, allow_unicode=True).encode(),
     }

@@ -37,6 +37,9 @@ MIN_DISTINCT = 0.5
 MAX_COPIED = 0.01
 """Share of the probes that may be like images of the pool; two generators may draw the same once in a while."""
 
+MOST_PROBES = 20_000
+"""That are asked for; a limit that needs more is met by chance."""
+
 MOST_CONFUSIONS = 12
 """Pairs of classes that are listed."""
 
@@ -391,6 +394,8 @@ def advice(validate: ValidateRecord) -> str:
     in_float, judged = validate.ledger[0], find_artifact(validate.ledger, validate.shipped)
     if validate.verdict == "PASS" or not validate.adequacy.adequate:
         return ""
+    if more := _settled_by(judged):
+        return f"More probes may settle it: the same command with --probes {more} makes them, and learns nothing again."
     if _misses_agreement(in_float):
         return (
             "The float student does not reach it either. Give it more time (--budget 30m, --recipe thorough), or let it be "
@@ -402,6 +407,15 @@ def advice(validate: ValidateRecord) -> str:
             "--set quantize.max_left_float=6 leaves more of them in floating point."
         )
     return ""
+
+
+def _settled_by(row: ArtifactFidelity) -> int | None:
+    """How many probes would let an agreement that is above its limit clear it; None where they are no answer."""
+    open_gates = [gate for gate in row.gates if gate.verdict != "PASS"]
+    if [gate.name for gate in open_gates] != [AGREEMENT] or row.agreement.value <= open_gates[0].limit:
+        return None
+    needed = metrics.probes_to_settle(row.agreement.value, open_gates[0].limit)
+    return needed if needed is not None and needed <= MOST_PROBES else None
 
 
 def remarks(validate: ValidateRecord, target: Target) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.exporters.bundle import write_file
+from compress.pipeline.boundary import towards_boundary
 from compress.pipeline.device import Compute, derived_seed
 from compress.pipeline.parallel.world import ALONE
 from compress.pipeline.settings import Settings
@@ -25,7 +26,11 @@ from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
 
-KINDS = ("synthesised", "augmented", "mixed")
+KINDS = ("synthesised", "augmented", "mixed", "between", "boundary")
+
+TWENTIETHS = (8, 4, 4, 2, 2)
+"""Of the probes are of each kind. Synthesised images alone flatter a student, those between classes are harder than real ones;
+with these shares the agreement of good students came nearest to that on real images, see `benchmarks/README.md`."""
 
 PROBES_A_CLASS = 3
 """At least, on average; with fewer, a class that the teacher names on most of its images could go unseen."""
@@ -92,25 +97,34 @@ def make_probes(
     settings: Settings,
     compute: Compute,
     on_batch: Callable[[], None] = lambda: None,
+    *,
+    purpose: str = "probes",
 ) -> Probes:
-    """The probes of the verdict: half of them as synthesised, a quarter shifted and mirrored, a quarter mixed in pairs."""
+    """The probes of the verdict: as synthesised; shifted and mirrored; mixed in pairs, some so far that the teacher is hardly
+    sure; and moved towards a boundary between classes.
+
+    Another `purpose` gives other probes.
+    """
     images, targets = held_out_images(
         teacher,
         embeddings,
         settings,
         compute,
-        purpose="probes",
+        purpose=purpose,
         batches=settings.probes.batches,
         generators=settings.probes.generators,
         on_batch=on_batch,
     )
-    torch.manual_seed(derived_seed(settings.seed, "probe kinds"))
-    kind = np.array(KINDS)[np.array([0, 1, 0, 2])[torch.randperm(len(images)).numpy() % 4]]
+    torch.manual_seed(derived_seed(settings.seed, purpose, "kinds"))
+    kind = np.repeat(KINDS, TWENTIETHS)[torch.randperm(len(images)).numpy() % sum(TWENTIETHS)]
     floats = as_float(images)
     augment = Augmentation.for_input(teacher.record.input, settings.synthesis)
-    augmented, mixed = (torch.from_numpy(kind == name) for name in KINDS[1:])
+    augmented, mixed, between, boundary = (torch.from_numpy(kind == name) for name in KINDS[1:])
     floats[augmented] = augment(floats[augmented])
-    floats[mixed] = mix(floats[mixed])
+    floats[mixed] = mix(floats[mixed], 0.6, 0.8)
+    floats[between] = mix(floats[between], 0.5, 0.65)
+    if boundary.any():
+        floats[boundary] = towards_boundary(teacher, floats[boundary])
     final = (floats * 255).round().to(torch.uint8)
     return Probes(
         images=final.cpu().contiguous().numpy(),
@@ -118,6 +132,35 @@ def make_probes(
         targets=targets.cpu().numpy(),
         kind=kind,
     )
+
+
+def with_more(
+    probes: Probes,
+    least: int,
+    teacher: Teacher,
+    embeddings: Tensor,
+    settings: Settings,
+    compute: Compute,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Probes:
+    """The probes with as many more as it takes to have `least` of them; those that are there stay as they are."""
+    batches = math.ceil((least - len(probes.images)) / settings.synthesis.batch_size)
+    if batches <= 0:
+        return probes
+    asked = settings.model_copy(update={"probes": settings.probes.model_copy(update={"batches": batches})})
+    more = make_probes(teacher, embeddings, asked, compute, on_batch, purpose="more probes")
+    return Probes(
+        images=np.concatenate([probes.images, more.images]),
+        teacher_logits=np.concatenate([probes.teacher_logits, more.teacher_logits]),
+        targets=np.concatenate([probes.targets, more.targets]),
+        kind=np.concatenate([probes.kind, more.kind]),
+    )
+
+
+def batches_for(probes: int, settings: Settings) -> int:
+    """How many batches, those of new generators' warm-up among them, make so many probes."""
+    batches = math.ceil(probes / settings.synthesis.batch_size)
+    return batches + min(batches, settings.probes.generators) * settings.probes.warmup_batches
 
 
 def with_enough_probes(settings: Settings, num_classes: int) -> Settings:
@@ -132,9 +175,9 @@ def class_sequence(count: int, num_classes: int) -> Tensor:
     return torch.cat([torch.randperm(num_classes) for _ in range(-(-count // num_classes))])[:count]
 
 
-def mix(images: Tensor) -> Tensor:
-    """Each image `[N, C, H, W]` blended with its successor, 60 to 80 % of it left: towards the border of two classes."""
-    share = (0.6 + 0.2 * torch.rand(len(images), 1, 1, 1)).to(images.device)
+def mix(images: Tensor, least: float, most: float) -> Tensor:
+    """Each image `[N, C, H, W]` blended with its successor; of it, a share between `least` and `most` is left."""
+    share = (least + (most - least) * torch.rand(len(images), 1, 1, 1)).to(images.device)
     return share * images + (1 - share) * images.roll(1, dims=0)
 
 

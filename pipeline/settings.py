@@ -190,6 +190,8 @@ class ProbeSettings(Section):
     """Freshly initialised generators that share the work."""
     warmup_batches: int = Field(default=4, ge=0)
     """Batches that each of them makes and throws away first, since an untrained one makes images no class claims."""
+    least: int = Field(default=0, ge=0)
+    """How many probes there must be; those that the batches do not give are made for the verdict alone, after learning."""
     monitor_batches: int = Field(default=1, ge=1)
     """Synthetic batches that the best moment of the student is chosen on; the verdict never sees them."""
 

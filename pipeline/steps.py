@@ -1,5 +1,6 @@
 """The stages, each a function: what it reads, what it writes into its folder, and the record that it hands on."""
 
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from compress.pipeline.errors import CompressError
 from compress.pipeline.holdout import Holdout, measure
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.parallel.follow import Work, hand_out, identity_of
+from compress.pipeline.probes import Probes, batches_for, with_more
 from compress.pipeline.quantize import quantize as quantize_student
 from compress.pipeline.records import (
     DistillRecord,
@@ -111,7 +113,7 @@ def distill(space: Workspace, plan: StudentPlan) -> DistillRecord:
         "settings": settings.model_dump(
             mode="json",
             include={"synthesis", "distill", "probes", "seed", "budget_seconds"},
-            exclude={"distill": {"checkpoint_seconds"}},
+            exclude={"distill": {"checkpoint_seconds"}, "probes": {"least"}},
         ),
         "compute": [str(compute.device), compute.bf16, torch.get_num_threads(), compute.world.size],
     }
@@ -285,14 +287,13 @@ def validate(
     holdout: Holdout | None = None,
 ) -> ValidateRecord:
     """Every artifact against the teacher, on probes that nothing was trained on; real images change no verdict."""
-    probes, gates = space.probes, space.settings.gates
-    examination = Examination(probes, gates, labels)
+    gates, least = space.settings.gates, space.settings.probes.least
     inputs = {
         "student": space.sha256("distill", STUDENT_FILE),
         "graphs": [graph.sha256 for graph in exported.graphs],
         "engine": space.sha256("export", PLAN_NAME) if exported.engine.built else None,
         "cpu": cpu_name(),
-        "probes": space.sha256("distill", PROBES_FILE),
+        "probes": [space.sha256("distill", PROBES_FILE), max(least, student.probes)],
         "gates": gates.model_dump(mode="json"),
         "labels": labels,
         "pool": space.sha256("distill", POOL_FILE),
@@ -300,7 +301,9 @@ def validate(
         "holdout": [holdout.name, holdout.sha256, holdout.notes, str(space.compute.device)] if holdout else None,
     }
 
-    def produce(_: Path) -> ValidateRecord:
+    def produce(own: Path) -> ValidateRecord:
+        probes = _enough_probes(space, own)
+        examination = Examination(probes, gates, labels)
         weights = space.file("distill", STUDENT_FILE)
         runner, on_cpu = TorchRunner(space.student(student)), space.target.timed_on_cpu
         in_torch = fidelity_of(weights, "fp32", runner, examination, on_device=on_cpu)
@@ -319,6 +322,23 @@ def validate(
     return space.stage(
         "validate", inputs, ValidateRecord, produce, lambda record: f"{record.probes:,} probes: {record.verdict}"
     )
+
+
+def _enough_probes(space: Workspace, folder: Path) -> Probes:
+    """The probes of distillation, with the more that were asked for in the folder of this stage."""
+    probes, least = space.probes, space.settings.probes.least
+    missing = least - len(probes.images)
+    if missing <= 0:
+        return probes
+    whole, made = batches_for(missing, space.settings), count(1)
+
+    def on_batch() -> None:
+        space.progress.advance(next(made), whole, "more probes")
+
+    teacher = space.teacher.to(space.compute.device, torch.channels_last)
+    probes = with_more(probes, least, teacher, space.embeddings(), space.settings, space.compute, on_batch)
+    probes.save(folder / PROBES_FILE)
+    return probes
 
 
 def _on_real_images(

@@ -80,9 +80,15 @@ class Workspace:
     def teacher(self) -> Teacher:
         return open_teacher(self.checkpoint, **dict(self.settings.teacher))
 
-    @cached_property
+    @property
+    def probes_file(self) -> Path:
+        """The probes of distillation, or those with which validation went on where more were asked for."""
+        grown = self.results["validate"].folder / PROBES_FILE if "validate" in self.results else None
+        return grown if grown is not None and grown.exists() else self.file("distill", PROBES_FILE)
+
+    @property
     def probes(self) -> Probes:
-        return Probes.load(self.file("distill", PROBES_FILE))
+        return Probes.load(self.probes_file)
 
     def embeddings(self) -> Tensor:
         """Label-text embeddings `[num_classes, dimension]`."""

@@ -467,6 +467,22 @@ def test_int8_that_is_no_faster_where_it_is_to_run_is_told_of(target: str, in_in
         assert f"is no faster than student.onnx: {in_int8} ms against 0.3 ms for one image" in remark
 
 
+def test_an_agreement_above_its_limit_that_is_not_settled_asks_for_more_probes() -> None:
+    # z² limit (1 - limit) / (value - limit)² = 3.8415 · 0.09 / 0.01² = 3,457.3, rounded up: 3,458
+    told = fidelity.advice(validated(measured(wrong_on(90), Gates(min_agreement=0.9)), ADEQUATE))
+    assert told.startswith("More probes may settle it: the same command with --probes 3458 makes them")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "gates"),
+    [(101, Gates(min_agreement=0.9)), (99, Gates(min_agreement=0.9)), (90, Gates(min_agreement=0.9, max_size_mb=0.1))],
+)
+def test_more_probes_are_not_asked_for_where_they_would_not_help(wrong: int, gates: Gates) -> None:
+    """Below the limit; so near it that 20,000 would not do; or where another gate failed as well."""
+    told = fidelity.advice(validated(measured(wrong_on(wrong), gates), ADEQUATE))
+    assert "--probes" not in told
+
+
 def test_no_advice_is_given_on_what_is_too_large_or_was_not_judged() -> None:
     assert fidelity.advice(validated(measured(wrong_on(0), size_bytes=2_000_000), ADEQUATE)) == ""
     assert fidelity.advice(validated(measured(wrong_on(500)), INADEQUATE)) == ""

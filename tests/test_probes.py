@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from compress.pipeline import probes as module
+from compress.pipeline.boundary import towards_boundary
 from compress.pipeline.probes import (
     KINDS,
     Probes,
+    batches_for,
     class_sequence,
     held_out_images,
     make_probes,
     mix,
     teacher_logits,
     with_enough_probes,
+    with_more,
 )
 from compress.pipeline.settings import Settings
 from compress.pipeline.synthesis.synthesiser import Synthesiser
@@ -108,7 +111,7 @@ def test_logits_are_the_teachers_in_batches_of_any_size() -> None:
 
 def test_mixing_blends_each_image_with_its_successor() -> None:
     images = torch.rand(50, 3, 4, 4)
-    mixed, others = mix(images), images.roll(1, dims=0)
+    mixed, others = mix(images, 0.6, 0.8), images.roll(1, dims=0)
     share = ((mixed - others) / (images - others)).flatten(1).median(dim=1).values
     torch.testing.assert_close(mixed, share.view(-1, 1, 1, 1) * images + (1 - share.view(-1, 1, 1, 1)) * others)
     assert 0.6 - 1e-4 <= share.min() < 0.63
@@ -117,37 +120,65 @@ def test_mixing_blends_each_image_with_its_successor() -> None:
 
 def test_a_mixture_lies_between_its_two_images() -> None:
     images = torch.rand(20, 3, 4, 4)
-    mixed, others = mix(images), images.roll(1, dims=0)
+    mixed, others = mix(images, 0.6, 0.8), images.roll(1, dims=0)
     assert (mixed >= torch.minimum(images, others) - 1e-6).all()
     assert (mixed <= torch.maximum(images, others) + 1e-6).all()
 
 
 def test_one_image_alone_mixes_with_itself() -> None:
     image = torch.rand(1, 3, 4, 4)
-    torch.testing.assert_close(mix(image), image)
+    torch.testing.assert_close(mix(image, 0.6, 0.8), image)
 
 
 # Probes
 
 
-def test_half_are_as_synthesised_and_a_quarter_each_shifted_and_mixed(made: Probes) -> None:
-    assert KINDS == ("synthesised", "augmented", "mixed")
-    assert [int((made.kind == kind).sum()) for kind in KINDS] == [20, 10, 10]
+def test_the_kinds_have_their_shares(made: Probes) -> None:
+    assert KINDS == ("synthesised", "augmented", "mixed", "between", "boundary")
+    # 8, 4, 4, 2 and 2 twentieths of 40
+    assert [int((made.kind == kind).sum()) for kind in KINDS] == [16, 8, 8, 4, 4]
 
 
 def test_each_kind_is_what_it_says(made: Probes) -> None:
     before = held_out().numpy()
     same = (made.images == before).all(axis=(1, 2, 3))
     assert same[made.kind == "synthesised"].all()
-    assert not same[made.kind == "mixed"].any()
+    assert not same[np.isin(made.kind, ["mixed", "between", "boundary"])].any()
     augmented = made.kind == "augmented"
     for image, view in zip(before[augmented], made.images[augmented], strict=True):
         views = every_view(torch.from_numpy(image).float(), padding=1, flip=True)
         assert matches(torch.from_numpy(view).float(), views)
-    mixed = made.kind == "mixed"
-    others = np.roll(before[mixed], 1, axis=0)
-    low, high = np.minimum(before[mixed], others), np.maximum(before[mixed], others)
-    assert ((low <= made.images[mixed]) & (made.images[mixed] <= high)).all()
+    for kind in ("mixed", "between"):
+        mixed = made.kind == kind
+        others = np.roll(before[mixed], 1, axis=0)
+        low, high = np.minimum(before[mixed], others), np.maximum(before[mixed], others)
+        assert ((low <= made.images[mixed]) & (made.images[mixed] <= high)).all()
+    boundary = made.kind == "boundary"
+    moved = towards_boundary(tiny_teacher(), torch.from_numpy(before[boundary]) / 255)
+    assert np.array_equal((moved * 255).round().to(torch.uint8).numpy(), made.images[boundary])
+
+
+def test_more_probes_leave_those_that_are_there_as_they_are_and_repeat_none(made: Probes) -> None:
+    more = with_more(made, 50, tiny_teacher(), tiny_embeddings(), settings(), CPU)
+    assert len(more.images) == 60  # in whole batches of 20
+    for name in Probes._fields:
+        assert np.array_equal(getattr(more, name)[:40], getattr(made, name)), name
+    assert len({image.tobytes() for image in more.images}) == 60
+    logits = tiny_teacher().logits(torch.from_numpy(more.images) / 255)
+    torch.testing.assert_close(torch.from_numpy(more.teacher_logits), logits)
+
+
+def test_enough_probes_get_no_more(made: Probes) -> None:
+    assert with_more(made, 40, tiny_teacher(), tiny_embeddings(), settings(), CPU) is made
+
+
+@pytest.mark.parametrize(("probes", "batches"), [(1, 2), (20, 2), (21, 3), (100, 6)])
+def test_batches_are_counted_with_those_that_warm_a_generator_up(made: Probes, probes: int, batches: int) -> None:
+    heard: list[None] = []
+    assert batches_for(probes, settings()) == batches  # ceil(probes / 20), and one of warm-up
+    nothing = Probes(made.images[:0], made.teacher_logits[:0], made.targets[:0], made.kind[:0])
+    with_more(nothing, probes, tiny_teacher(), tiny_embeddings(), settings(), CPU, lambda: heard.append(None))
+    assert len(heard) == batches
 
 
 def test_probes_carry_the_teachers_answers_to_their_final_bytes(made: Probes) -> None:

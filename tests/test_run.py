@@ -315,6 +315,31 @@ def test_files_for_cameras_reuse_the_student_and_are_as_faithful(
     assert verify_manifest(again) == []
 
 
+def test_more_probes_are_judged_on_later_and_nothing_is_learned_again(
+    again: Path, inputs: tuple[str, ...], first: tuple[Path, Result]
+) -> None:
+    words = (*inputs, *PASSING, "-o", str(again), "--json", "--probes", "100")
+    result = compress(*words)
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert answer["reused"] == list(STAGES[:-2])
+    assert answer["validation"]["probes"] >= 100
+    assert sum(answer["validation"]["probe_kinds"].values()) == answer["validation"]["probes"]
+    with np.load(again / "probes.npz") as more, np.load(first[0] / "probes.npz") as before:
+        assert len(more["images"]) == answer["validation"]["probes"] > len(before["images"])
+        for name in before.files:
+            assert np.array_equal(more[name][: len(before[name])], before[name]), name
+    assert verify_manifest(again) == []
+    assert compress("validate", again).exit_code == 0
+    assert json.loads(compress(*words).stdout)["reused"] == list(STAGES[:-1])
+    assert json.loads(compress(*words[:-2]).stdout)["validation"]["probes"] == len(first_probes(first[0]))
+
+
+def first_probes(folder: Path) -> np.ndarray:
+    with np.load(folder / "probes.npz") as probes:
+        return np.asarray(probes["kind"])
+
+
 # Real images
 
 
