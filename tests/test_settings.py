@@ -208,7 +208,7 @@ def test_the_hint_says_what_the_setting_is_for() -> None:
         "device: Where synthesis and distillation run: `auto`, `cpu`, `cuda` or, for one GPU of several, `cuda:1`."
     )
     assert refused(assignment("gates=3")).endswith(
-        "Its settings are min_agreement, min_class_agreement, max_mean_kl, max_size_mb."
+        "Its settings are min_agreement, min_class_agreement, max_mean_kl, max_size_mb, max_latency_ms."
     )
 
 
