@@ -277,12 +277,17 @@ def _top5(teacher_logits: Logits, student_logits: Logits) -> Proportion:
 
 
 def assess_adequacy(
-    teacher_logits: Logits, targets: NDArray[np.integer], kinds: NDArray[np.str_], num_classes: int, copied: int = 0
+    teacher_logits: Logits,
+    targets: NDArray[np.integer],
+    kinds: NDArray[np.str_],
+    num_classes: int,
+    copied: int = 0,
+    repeated: int = 0,
 ) -> ProbeAdequacy:
     """Whether the probes could tell a faithful student from a useless one, judged by the teacher's logits `[N, K]`.
 
     `targets` `[N]` are the classes that the images were made for, `kinds` `[N]` how they were made, `copied` how many the
-    student learned from. A set is adequate when the teacher answers finitely, names the classes, names none of them so
+    student learned from, `repeated` how many of those made for a class are like another of them. A set is adequate when the teacher answers finitely, names the classes, names none of them so
     often that a constant answer would look faithful, is confident on the probes made for a class, and sees different
     images, which were held back.
     """
@@ -299,7 +304,10 @@ def assess_adequacy(
         seen=seen,
         largest_share=float(shares.max()),
         median_confidence=median_confidence,
-        distinct=len(np.unique(logits, axis=0)) / max(1, len(logits)),
+        distinct=min(
+            len(np.unique(logits, axis=0)) / max(1, len(logits)),
+            1 - repeated / max(1, int((kinds == CLASS_CONDITIONAL).sum())),
+        ),
         num_classes=num_classes,
         copied=copied / max(1, len(kinds)),
     )
@@ -311,6 +319,7 @@ def assess_adequacy(
         largest_class_share=float(shares.max()),
         median_confidence=median_confidence,
         on_target=proportion(int(on_target.sum()), len(on_target)),
+        repeated=repeated,
         copied=copied,
         reasons=tuple(reasons),
     )

@@ -5,13 +5,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from compress.exporters.divergence import layer_noise, start_of_loss
 from compress.exporters.runners import Logits, OnnxRunner, Runner, median_latency_ms
 from compress.exporters.targets import Gates, Target
+from compress.pipeline.copies import repeated
 from compress.pipeline.device import cpu_name
-from compress.pipeline.fidelity import assess_adequacy, measure_artifact, measure_step, overall_verdict, weakest
+from compress.pipeline.fidelity import (
+    CLASS_CONDITIONAL,
+    assess_adequacy,
+    measure_artifact,
+    measure_step,
+    overall_verdict,
+    weakest,
+)
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ArtifactFidelity, ExportedGraph, ValidateRecord
 
@@ -138,7 +147,8 @@ def concluded(
     `copied` probes are like images that the student learned from.
     """
     num_classes = probes.teacher_logits.shape[1]
-    adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, num_classes, copied)
+    alike = repeated(torch.from_numpy(probes.images[probes.kind == CLASS_CONDITIONAL]))
+    adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, num_classes, copied, alike)
     shipped = weakest([found.row for found in decisive], adequacy)
     kinds, counts = np.unique(probes.kind, return_counts=True)
     return ValidateRecord(

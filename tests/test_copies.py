@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from compress.pipeline import copies
-from compress.pipeline.copies import copied
+from compress.pipeline.copies import copied, repeated
 
 
 def images(count: int, seed: int, size: int = 16) -> Tensor:
@@ -38,3 +38,18 @@ def test_a_large_pool_is_looked_through_in_parts(monkeypatch: pytest.MonkeyPatch
 def test_images_smaller_than_a_thumbnail_are_compared_as_they_are() -> None:
     pool = images(5, seed=0, size=4)
     assert copied(pool, pool) == 5 and copied(images(5, seed=1, size=4), pool) == 0
+
+
+def test_images_are_counted_that_are_like_one_before_them() -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    near = (images[1].int() + 3).clamp(0, 255).to(torch.uint8)
+    assert repeated(images) == 0
+    assert repeated(torch.cat([images, near[None], images[:2]])) == 3
+    assert repeated(images[:0]) == 0
+
+
+def test_repeated_images_are_found_across_the_parts_that_are_compared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    monkeypatch.setattr(copies, "AT_ONCE", 3)
+    assert repeated(torch.cat([images, images])) == 7

@@ -190,6 +190,23 @@ def test_one_image_of_each_class_over_and_over_carries_no_verdict(faithful: Path
     assert "of them differ from each other" in " ".join(record.adequacy.reasons)
 
 
+def test_images_of_a_generator_that_has_all_but_collapsed_carry_no_verdict(
+    teacher: Normalised, faithful: Path, probes: Probes
+) -> None:
+    """One image a class with a little noise: no two are equal, nor are the teacher's answers to them."""
+    first = [int(np.flatnonzero(probes.targets == number)[0]) for number in range(len(LABELS))]
+    images = probes.images[np.resize(first, 600)].astype(np.int64)
+    noise = np.random.default_rng(0).integers(-1, 2, images.shape)
+    collapsed = (images + noise).clip(0, 255).astype(np.uint8)
+    with torch.no_grad():
+        logits = teacher(torch.from_numpy(collapsed).float() / 255).numpy()
+    assert len(np.unique(logits, axis=0)) > 550
+    record = judged(faithful, Probes(collapsed, logits, np.resize(probes.targets[first], 600), probes.kind))
+    assert record.verdict == "INCONCLUSIVE"
+    assert record.adequacy.repeated == 600 - len(LABELS)
+    assert "only 0.6 % of them differ from each other" in record.adequacy.reasons
+
+
 def test_probes_out_of_the_pool_carry_no_verdict(faithful: Path, probes: Probes) -> None:
     pool = torch.from_numpy(probes.images[::2].copy())
     record = judged(faithful, probes, copied(torch.from_numpy(probes.images), pool))

@@ -55,6 +55,7 @@ def probes(adequacy: ProbeAdequacy) -> Section:
             ("Share of the most frequent class", percent(adequacy.largest_class_share)),
             ("Teacher's median confidence", percent(adequacy.median_confidence)),
             ("Recognised as the class they were made for", _with_interval(adequacy)),
+            ("Like another one that was made for a class", text.count(adequacy.repeated)),
             ("Like an image that the student learned from", text.count(adequacy.copied)),
         ),
         lists=_lists({"Why not": adequacy.reasons}),
