@@ -429,7 +429,12 @@ def _settled_by(row: ArtifactFidelity) -> int | None:
 
 def remarks(validate: ValidateRecord, target: Target) -> str:
     """What to know and to do beside the verdict; empty where there is nothing."""
-    return " ".join(filter(None, (advice(validate), loss_remark(validate), speed_remark(validate, target))))
+    return " ".join(filter(None, (advice_on(validate), speed_remark(validate, target))))
+
+
+def advice_on(validate: ValidateRecord) -> str:
+    """What to do about the verdict, and about what rounding cost; empty where there is nothing."""
+    return " ".join(filter(None, (advice(validate), loss_remark(validate))))
 
 
 def loss_remark(validate: ValidateRecord) -> str:

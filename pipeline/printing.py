@@ -16,7 +16,7 @@ from rich.text import Text
 
 from compress.exporters.targets import Target
 from compress.pipeline.comparison import Comparison, Measured
-from compress.pipeline.fidelity import remarks, verdict_sentence
+from compress.pipeline.fidelity import advice_on, remarks, verdict_sentence
 from compress.pipeline.records import Finding, ValidateRecord
 from compress.pipeline.report import render_table, text
 from compress.pipeline.report.data import strict_json
@@ -64,13 +64,20 @@ def print_delivery(delivery: "Delivery", as_json: bool) -> None:
 
 
 def print_validation(validation: ValidateRecord, as_json: bool) -> None:
-    sentence = verdict_sentence(validation)
+    sentence, beside = verdict_sentence(validation), advice_on(validation)
     if as_json:
-        content = {"verdict": validation.verdict, "reason": sentence, "validation": validation.model_dump(mode="json")}
+        content = {
+            "verdict": validation.verdict,
+            "reason": sentence,
+            "advice": beside,
+            "validation": validation.model_dump(mode="json"),
+        }
         typer.echo(strict_json(content))
         return
     stdout().print(render_table(validation))
     stdout().print(Text(sentence, style="bold"))
+    if beside:
+        stdout().print(Text(beside))
 
 
 def print_targets(targets: list[Target]) -> None:

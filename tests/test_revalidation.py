@@ -131,6 +131,14 @@ def test_the_time_of_an_engine_is_judged_by_its_receipt(
     assert words in told["reason"]
 
 
+def test_a_folder_that_fails_is_told_what_would_help(folder: Path) -> None:
+    result = compress("validate", folder, "--min-agreement", "1")
+    assert result.exit_code == 4
+    assert "larger (--set student.max_parameter_ratio=0.6)" in result.stdout.replace("\n", " ")
+    told = json.loads(compress("validate", folder, "--min-agreement", "1", "--json").stdout)
+    assert "Give it more time" in told["advice"]
+
+
 def test_a_changed_file_is_refused_by_its_hash(folder: Path) -> None:
     with (folder / "student.int8.onnx").open("ab") as stream:
         stream.write(b"\0")
