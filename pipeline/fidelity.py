@@ -37,6 +37,10 @@ MIN_DISTINCT = 0.5
 MAX_COPIED = 0.01
 """Share of the probes that may be like images of the pool; two generators may draw the same once in a while."""
 
+MAX_SHIFT = 0.35
+"""Standard deviations. Synthesised and real images of two teachers lie 0.05 to 0.11 from their training, uniform noise 0.3 to
+0.6, and images of a generator that has hardly begun to learn about 0.25."""
+
 MOST_PROBES = 20_000
 """That are asked for; a limit that needs more is met by chance."""
 
@@ -283,11 +287,13 @@ def assess_adequacy(
     num_classes: int,
     copied: int = 0,
     repeated: int = 0,
+    batch_norm_shift: float | None = None,
 ) -> ProbeAdequacy:
     """Whether the probes could tell a faithful student from a useless one, judged by the teacher's logits `[N, K]`.
 
     `targets` `[N]` are the classes that the images were made for, `kinds` `[N]` how they were made, `copied` how many the
-    student learned from, `repeated` how many of those made for a class are like another of them. A set is adequate when the teacher answers finitely, names the classes, names none of them so
+    student learned from, `repeated` how many of those made for a class are like another of them, and `batch_norm_shift` how far these are from the
+    teacher's training, see `likeness`. A set is adequate when the teacher answers finitely, names the classes, names none of them so
     often that a constant answer would look faithful, is confident on the probes made for a class, and sees different
     images, which were held back.
     """
@@ -310,6 +316,7 @@ def assess_adequacy(
         ),
         num_classes=num_classes,
         copied=copied / max(1, len(kinds)),
+        batch_norm_shift=batch_norm_shift,
     )
     on_target = logits[made_for_class].argmax(axis=1) == targets[finite][made_for_class]
     return ProbeAdequacy(
@@ -319,6 +326,7 @@ def assess_adequacy(
         largest_class_share=float(shares.max()),
         median_confidence=median_confidence,
         on_target=proportion(int(on_target.sum()), len(on_target)),
+        batch_norm_shift=batch_norm_shift,
         repeated=repeated,
         copied=copied,
         reasons=tuple(reasons),
@@ -334,6 +342,7 @@ def _inadequacies(
     distinct: float,
     num_classes: int,
     copied: float,
+    batch_norm_shift: float | None,
 ) -> list[str]:
     # A guess is right once in num_classes times; half way between that and certainty separates the two.
     half_way = (1 + 1 / num_classes) / 2
@@ -351,6 +360,11 @@ def _inadequacies(
         )
     if distinct < MIN_DISTINCT:
         reasons.append(f"only {percent(distinct)} of them differ from each other")
+    if batch_norm_shift is not None and not batch_norm_shift <= MAX_SHIFT:
+        reasons.append(
+            f"their features lie {batch_norm_shift:.2f} standard deviations from those of the teacher's training, "
+            f"more than {MAX_SHIFT}"
+        )
     if copied > MAX_COPIED:
         reasons.append(f"the student learned from {percent(copied)} of them")
     return reasons

@@ -339,6 +339,8 @@ class ProbeAdequacy(Record):
     """The teacher's median largest softmax probability on the probes made for a class."""
     on_target: Proportion
     """Share of the probes made for a class that the teacher puts into that class."""
+    batch_norm_shift: float | None = None
+    """How far the features of those probes lie from the teacher's training, in standard deviations, by its batch norms."""
     repeated: int = 0
     """Probes made for a class that are like another of them."""
     copied: int = 0

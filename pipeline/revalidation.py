@@ -25,6 +25,7 @@ from compress.pipeline.report import ReportData
 from compress.pipeline.validation import (
     Examination,
     Examined,
+    Origin,
     concluded,
     decisive,
     examine_graphs,
@@ -93,7 +94,9 @@ def revalidate(
         engines = [_engine_of(receipt, report, folder, examination, graphs)]
     elif engine:
         engines = [_engine_here(folder / PLAN_NAME, report, examination, deciding[0])]
-    return concluded([in_torch, *graphs, *engines], engines or deciding, probes, report.validation.adequacy.copied)
+    adequacy = report.validation.adequacy
+    origin = Origin(adequacy.copied, adequacy.batch_norm_shift)
+    return concluded([in_torch, *graphs, *engines], engines or deciding, probes, origin)
 
 
 def _engine_here(plan: Path, report: ReportData, examination: Examination, origin: Examined) -> Examined:

@@ -11,7 +11,6 @@ from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.runners import EngineRunner, Runner, TorchRunner
 from compress.exporters.targets import Precision, Typed
 from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
-from compress.pipeline.copies import copied
 from compress.pipeline.device import cpu_name, derived_seed
 from compress.pipeline.distillation.checkpoint import RESUME_FILES
 from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE
@@ -38,8 +37,17 @@ from compress.pipeline.records import (
 from compress.pipeline.stages import code_version
 from compress.pipeline.students import StudentPlan
 from compress.pipeline.synthesis.pool import ImagePool, as_float
+from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import write_tensors
-from compress.pipeline.validation import Examination, concluded, decisive, examine_graphs, fidelity_of, runner_of
+from compress.pipeline.validation import (
+    Examination,
+    concluded,
+    decisive,
+    examine_graphs,
+    fidelity_of,
+    origin_of,
+    runner_of,
+)
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
     QUANTIZED_FILE,
@@ -311,11 +319,11 @@ def validate(
         graphs = examine_graphs(folder, exported.graphs, space.target, examination, in_torch)
         deciding, engines = decisive(graphs, exported.graphs), []
         if exported.engine.built:
-            plan, origin = space.file("export", PLAN_NAME), deciding[0]
-            engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=origin)]
+            plan = space.file("export", PLAN_NAME)
+            engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=deciding[0])]
         pool = ImagePool.load(space.file("distill", POOL_FILE)).images
-        copies = copied(torch.from_numpy(probes.images), pool)
-        record = concluded([in_torch, *graphs, *engines], engines or deciding, probes, copies)
+        origin = origin_of(probes, pool, _teacher_on_device(space))
+        record = concluded([in_torch, *graphs, *engines], engines or deciding, probes, origin)
         real = _on_real_images(space, student, exported, holdout) if holdout else None
         return record.model_copy(update={"holdout": real})
 
@@ -335,7 +343,7 @@ def _enough_probes(space: Workspace, folder: Path) -> Probes:
     def on_batch() -> None:
         space.progress.advance(next(made), whole, "more probes")
 
-    teacher = space.teacher.to(space.compute.device, torch.channels_last)
+    teacher = _teacher_on_device(space)
     probes = with_more(probes, least, teacher, space.embeddings(), space.settings, space.compute, on_batch)
     probes.save(folder / PROBES_FILE)
     return probes
@@ -350,5 +358,8 @@ def _on_real_images(
     runners |= {graph.file_name: runner_of(folder / graph.file_name, space.target) for graph in exported.graphs}
     if exported.engine.built:
         runners[PLAN_NAME] = EngineRunner(folder / PLAN_NAME)
-    teacher = space.teacher.to(space.compute.device, torch.channels_last)
-    return measure(holdout, teacher, runners, space.progress.advance)
+    return measure(holdout, _teacher_on_device(space), runners, space.progress.advance)
+
+
+def _teacher_on_device(space: Workspace) -> Teacher:
+    return space.teacher.to(space.compute.device, torch.channels_last)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from compress.exporters.divergence import layer_noise, start_of_loss
 from compress.exporters.runners import Logits, OnnxRunner, Runner, median_latency_ms
 from compress.exporters.targets import Gates, Target
-from compress.pipeline.copies import repeated
+from compress.pipeline.copies import copied, repeated
 from compress.pipeline.device import cpu_name
 from compress.pipeline.fidelity import (
     CLASS_CONDITIONAL,
@@ -21,8 +22,10 @@ from compress.pipeline.fidelity import (
     overall_verdict,
     weakest,
 )
+from compress.pipeline.likeness import batch_norm_shift
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ArtifactFidelity, ExportedGraph, ValidateRecord
+from compress.pipeline.teacher import Teacher
 
 MOST_LOST = 0.01
 """Of the agreement with the teacher, by one step; where more is lost, it is looked for in the layers."""
@@ -42,6 +45,15 @@ class Examination(NamedTuple):
     def images(self) -> NDArray[np.float32]:
         """The probes, `[N, C, H, W]` in [0, 1]."""
         return self.probes.images.astype(np.float32) / np.float32(255)
+
+
+class Origin(NamedTuple):
+    """What of the probes only the student's pool and the teacher can tell; a delivered folder has neither."""
+
+    copied: int
+    """Probes that are like images which the student learned from."""
+    batch_norm_shift: float | None
+    """How far those made for a class lie from the teacher's training, see `likeness`."""
 
 
 class Examined(NamedTuple):
@@ -139,16 +151,26 @@ def decisive(examined: Sequence[Examined], graphs: Sequence[ExportedGraph]) -> S
     return examined[-2:] if graphs[-1].typed else examined[-1:]
 
 
-def concluded(
-    examined: Sequence[Examined], decisive: Sequence[Examined], probes: Probes, copied: int
-) -> ValidateRecord:
-    """The ledger and its verdict, which is that of the weakest of the `decisive` artifacts.
+def origin_of(probes: Probes, pool: Tensor, teacher: Teacher) -> Origin:
+    """What the pool, uint8 `[M, C, H, W]`, and the teacher say of the probes."""
+    images = torch.from_numpy(probes.images)
+    shift = batch_norm_shift(teacher, images[torch.from_numpy(probes.kind == CLASS_CONDITIONAL)])
+    return Origin(copied(images, pool), shift)
 
-    `copied` probes are like images that the student learned from.
-    """
-    num_classes = probes.teacher_logits.shape[1]
-    alike = repeated(torch.from_numpy(probes.images[probes.kind == CLASS_CONDITIONAL]))
-    adequacy = assess_adequacy(probes.teacher_logits, probes.targets, probes.kind, num_classes, copied, alike)
+
+def concluded(
+    examined: Sequence[Examined], decisive: Sequence[Examined], probes: Probes, origin: Origin
+) -> ValidateRecord:
+    """The ledger and its verdict, which is that of the weakest of the `decisive` artifacts."""
+    adequacy = assess_adequacy(
+        probes.teacher_logits,
+        probes.targets,
+        probes.kind,
+        probes.teacher_logits.shape[1],
+        copied=origin.copied,
+        repeated=repeated(torch.from_numpy(probes.images[probes.kind == CLASS_CONDITIONAL])),
+        batch_norm_shift=origin.batch_norm_shift,
+    )
     shipped = weakest([found.row for found in decisive], adequacy)
     kinds, counts = np.unique(probes.kind, return_counts=True)
     return ValidateRecord(

@@ -21,7 +21,7 @@ from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ValidateRecord
 from compress.pipeline.teacher import open_teacher
-from compress.pipeline.validation import Examination, Examined, concluded, examine_graphs, fidelity_of
+from compress.pipeline.validation import Examination, Examined, Origin, concluded, examine_graphs, fidelity_of
 from tests.command import LABELS, save_teacher
 from tests.tiny import tiny_teacher
 
@@ -58,10 +58,10 @@ def exported(network: torch.nn.Module, probes: Probes, path: Path) -> Path:
     return path
 
 
-def judged(path: Path, probes: Probes, copies: int = 0) -> ValidateRecord:
+def judged(path: Path, probes: Probes, copies: int = 0, shift: float | None = None) -> ValidateRecord:
     examination = Examination(probes, GATES, LABELS)
     found = fidelity_of(path, "int8", OnnxRunner(path, exact=True), examination)
-    return concluded([found], [found], probes, copies)
+    return concluded([found], [found], probes, Origin(copies, shift))
 
 
 def constant(model: ModelProto, name: str) -> np.ndarray:
@@ -155,7 +155,7 @@ def test_the_layer_is_named_in_which_a_wrong_scale_does_its_harm(
 ) -> None:
     harmed = spoilt(faithful, tmp_path, one_scale_times_eight)
     examined = examined_with_its_float_form(teacher, harmed, probes, tmp_path)
-    record = concluded(examined, examined[-1:], probes, 0)
+    record = concluded(examined, examined[-1:], probes, Origin(0, None))
     assert record.verdict == "FAIL"
     model = onnx.load(harmed)
     activation = one_activation(model).output[0]
@@ -179,7 +179,7 @@ def test_no_layer_is_named_where_rounding_does_its_usual_harm(
     assert (in_float.step.origin, in_float.step.lost) == ("teacher.pt", 0)
     assert in_int8.step.lost == in_float.agreement.value - in_int8.agreement.value > 0
     assert in_int8.step.starts_in is None
-    assert loss_remark(concluded(examined, examined[-1:], probes, 0)) == ""
+    assert loss_remark(concluded(examined, examined[-1:], probes, Origin(0, None))) == ""
 
 
 def test_one_image_of_each_class_over_and_over_carries_no_verdict(faithful: Path, probes: Probes) -> None:
@@ -212,3 +212,13 @@ def test_probes_out_of_the_pool_carry_no_verdict(faithful: Path, probes: Probes)
     record = judged(faithful, probes, copied(torch.from_numpy(probes.images), pool))
     assert record.verdict == "INCONCLUSIVE"
     assert "the student learned from 50.0 % of them" in record.adequacy.reasons
+
+
+def test_probes_far_from_the_teachers_training_carry_no_verdict(faithful: Path, probes: Probes) -> None:
+    assert judged(faithful, probes, shift=0.35).verdict == "PASS"
+    record = judged(faithful, probes, shift=0.36)
+    assert record.verdict == "INCONCLUSIVE"
+    assert record.adequacy.reasons == (
+        "their features lie 0.36 standard deviations from those of the teacher's training, more than 0.35",
+    )
+    assert judged(faithful, probes, shift=float("nan")).verdict == "INCONCLUSIVE"

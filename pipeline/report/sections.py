@@ -55,11 +55,16 @@ def probes(adequacy: ProbeAdequacy) -> Section:
             ("Share of the most frequent class", percent(adequacy.largest_class_share)),
             ("Teacher's median confidence", percent(adequacy.median_confidence)),
             ("Recognised as the class they were made for", _with_interval(adequacy)),
+            ("Distance from the teacher's training, in standard deviations", _shift(adequacy.batch_norm_shift)),
             ("Like another one that was made for a class", text.count(adequacy.repeated)),
             ("Like an image that the student learned from", text.count(adequacy.copied)),
         ),
         lists=_lists({"Why not": adequacy.reasons}),
     )
+
+
+def _shift(value: float | None) -> str:
+    return "no batch norm tells it" if value is None else text.significant(value)
 
 
 def _with_interval(adequacy: ProbeAdequacy) -> str:
