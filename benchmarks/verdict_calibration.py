@@ -80,7 +80,8 @@ def fresh_probes(folder: Path, teacher: Teacher, count: int, seed: int) -> Probe
     settings = settings.model_copy(update={"probes": settings.probes.model_copy(update={"batches": batches})})
     embeddings = load_file(folder / "work" / "2-embed" / EMBEDDINGS_FILE)["embeddings"]
     compute = choose_compute(settings)
-    return make_probes(teacher.to(compute.device, torch.channels_last), embeddings, settings, compute)
+    teacher = teacher.to(compute.device, torch.channels_last)
+    return make_probes(teacher, embeddings, settings, compute, purpose="fresh probes")
 
 
 def students_of(

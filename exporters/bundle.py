@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -154,15 +154,20 @@ def replace_delivered(folder: Path, files: Mapping[str, bytes]) -> None:
     write_file(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
 
 
-def verify_manifest(folder: Path) -> list[str]:
+def delivered_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every delivered file by its name, as the manifest has it."""
+    return {name: str(entry.get("sha256")) for name, entry in _listed(folder).items()}
+
+
+def verify_manifest(folder: Path, but: Collection[str] = ()) -> list[str]:
     """What differs from the manifest, one sentence each; empty when the folder is as it was sealed.
 
-    An engine that was built since then is no difference.
+    An engine that was built since then is no difference, nor is what became of the files `but` which it is asked.
     """
-    listed = _listed(folder)
+    listed = {name: entry for name, entry in _listed(folder).items() if name not in but}
     if not listed:
         return [f"{MANIFEST} is missing or is not a manifest made by compress."]
-    present = _present(folder)
+    present = _present(folder) - set(but)
     if _built_since(folder):
         listed = {name: entry for name, entry in listed.items() if name not in _engine_files(set(listed))}
     problems = [f"{name} is missing." for name in sorted(listed.keys() - present)]

@@ -97,7 +97,7 @@ def _outputs(session: onnxruntime.InferenceSession, images: NDArray[np.float32])
     input = session.get_inputs()[0]
     given = camera_images(images) if input.type == ONNX_RUNTIME_BYTES else images
     at_once = input.shape[0] if isinstance(input.shape[0], int) else AT_ONCE
-    for start in range(0, len(given) - at_once + 1, at_once):
+    for start in range(0, len(given), at_once):
         outputs = session.run(None, {input.name: given[start : start + at_once]})
         yield [np.asarray(value, np.float64) for value in outputs]
 

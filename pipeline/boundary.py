@@ -15,16 +15,16 @@ MOST_STEPS = 20
 """With these, no image moves by more than 14 levels."""
 
 AT_ONCE = 64
-"""Images that share one backward pass."""
+"""Images that share one backward pass, where memory allows it."""
 
 
-def towards_boundary(teacher: Teacher, images: Tensor) -> Tensor:
+def towards_boundary(teacher: Teacher, images: Tensor, at_once: int = AT_ONCE) -> Tensor:
     """Images `[N, C, H, W]` in [0, 1], each moved until half of the lead of its first class over the second is left.
 
     Steps of equal length against the gradient of the lead, with respect to the pixels; an image stops when it is there.
     Source: the direction of DeepFool (Moosavi-Dezfooli et al., CVPR 2016), for the two classes that the teacher ranks first.
     """
-    return torch.cat([_moved(teacher, part) for part in images.split(AT_ONCE)])
+    return torch.cat([_moved(teacher, part) for part in images.split(min(at_once, AT_ONCE))])
 
 
 def _moved(teacher: Teacher, images: Tensor) -> Tensor:
@@ -40,7 +40,8 @@ def _moved(teacher: Teacher, images: Tensor) -> Tensor:
         if not far.any():
             break
         (gradient,) = torch.autograd.grad(lead.sum(), moved)
-        moved = (moved - STEP * far[:, None, None, None] * _of_unit_size(gradient)).clamp(0, 1)
+        further = (moved - STEP * _of_unit_size(gradient)).clamp(0, 1)
+        moved = torch.where(far[:, None, None, None], further, moved)
     return moved.detach()
 
 
@@ -50,6 +51,9 @@ def _lead(logits: Tensor, first_two: Tensor) -> Tensor:
 
 
 def _of_unit_size(gradient: Tensor) -> Tensor:
-    """Each image's gradient with a root mean square of 1; zero where it is zero."""
-    size = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    return gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
+    """Each image's gradient with a root mean square of 1; zero where it is zero, or no number."""
+    gradient = gradient.float().nan_to_num(0, 0, 0)
+    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+    direction = gradient / torch.where(largest > 0, largest, 1)  # before it is squared, which would lose a small one
+    size = direction.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return direction / torch.where(size > 0, size, 1)

@@ -29,6 +29,8 @@ class Side(Record):
     """The artifact that decided the verdict."""
     seconds: float
     """Of all stages."""
+    cpu: str
+    """That latencies are of, those of engines apart."""
     teacher_file: str
     teacher_sha256: str
 
@@ -95,6 +97,7 @@ def _side(folder: Path, report: ReportData) -> Side:
         verdict=report.validation.verdict,
         judged=report.validation.shipped,
         seconds=sum(report.timings.values()),
+        cpu=report.validation.cpu,
         teacher_file=report.teacher.file_name,
         teacher_sha256=report.teacher.sha256,
     )
@@ -107,6 +110,8 @@ def _remarks(one: Side, other: Side, same_probes: bool) -> Iterator[str]:
             f"The two have different teachers, {teachers[0]} and {teachers[1]}: "
             "each agrees, as far as it does, with answers of its own."
         )
+    if one.cpu != other.cpu:
+        yield f"Their latencies are of different CPUs, {visible(one.cpu)} and {visible(other.cpu)}."
     yield f"Both were judged on {'the same' if same_probes else 'different'} probes."
 
 

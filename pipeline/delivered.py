@@ -1,36 +1,44 @@
 """A delivered folder read back: its report, and the files that people and CI read made anew from it."""
 
 import os
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from compress.exporters.bundle import (
     MANIFEST,
     MARKER,
     WORK,
+    delivered_hashes,
     friendly_os_errors,
     replace_delivered,
     verify_manifest,
 )
+from compress.pipeline.distillation.stage import PROBES_FILE, STUDENT_FILE
 from compress.pipeline.errors import GateError, InputError, UsageError
+from compress.pipeline.probes import Probes
 from compress.pipeline.report import ReportData, probe_samples, render
 from compress.pipeline.report.data import REPORT_FILE
+from compress.pipeline.report.text import visible
 from compress.pipeline.stages import exclusive
+
+REBUILT = ("report.html", "report.md", "junit.xml", "README.md")
+"""What `compress report` makes anew."""
 
 NAME_A_FOLDER = "Name the folder that `compress` wrote with -o."
 
 
-def read_report(folder: Path) -> ReportData:
-    """What a delivered folder tells of itself, once every file is known to be as it was delivered.
+def read_report(folder: Path, but: Collection[str] = ()) -> ReportData:
+    """What a delivered folder tells of itself, once every file is known to be as it was delivered, `but` some.
 
     Raises:
         GateError: a file is not as it was delivered.
         UsageError: there is no such folder, or it is none that was delivered.
-        InputError: the report is of another version.
+        InputError: the report is of another version, or tells of other files.
     """
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise UsageError(f"There is no folder '{folder}'.", NAME_A_FOLDER)
@@ -38,15 +46,42 @@ def read_report(folder: Path) -> ReportData:
         if (folder / MARKER).is_file():
             raise UsageError(f"'{folder}' is not finished.", "The command that began it continues it.")
         raise UsageError(f"'{folder}' is no delivered folder.", NAME_A_FOLDER)
-    problems = verify_manifest(folder)
+    problems = verify_manifest(folder, but)
     if problems:
         raise GateError(f"'{folder}' is not as it was delivered: {' '.join(problems)}", "Copy the delivery again.")
     try:
-        return ReportData.model_validate_json((folder / REPORT_FILE).read_bytes())
+        report = ReportData.model_validate_json((folder / REPORT_FILE).read_bytes())
     except (ValidationError, FileNotFoundError) as error:
         raise InputError(
             f"'{folder}/{REPORT_FILE}' was written by another version of compress.", "Read it with that version."
         ) from error
+    delivered = delivered_hashes(folder)
+    told = {graph.file_name: graph.sha256 for graph in report.export.graphs}
+    # By hash: a name may lead out of the folder, and a file may be another than the one that was judged.
+    strange = [name for name, sha256 in told.items() if delivered.get(name) != sha256]
+    strange += [name for name in (PROBES_FILE, STUDENT_FILE) if name not in delivered]
+    if strange:
+        raise InputError(
+            f"'{folder}/{REPORT_FILE}' tells of files that were not delivered: {', '.join(map(visible, strange))}.",
+            "Take the folder as `compress` delivered it.",
+        )
+    return report
+
+
+def read_probes(folder: Path) -> Probes:
+    """The probes of a delivered folder.
+
+    Raises:
+        InputError: they are no probes.
+    """
+    try:
+        probes = Probes.load(folder / PROBES_FILE)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.") from error
+    lengths = {len(probes.teacher_logits), len(probes.targets), len(probes.kind), len(probes.images)}
+    if probes.images.dtype != np.uint8 or probes.images.ndim != 4 or len(lengths) > 1:
+        raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.")
+    return probes
 
 
 def rebuild_report(folder: Path) -> tuple[str, ...]:
@@ -58,11 +93,12 @@ def rebuild_report(folder: Path) -> tuple[str, ...]:
         GateError, UsageError, InputError: as `read_report`; or the folder lacks pictures, or cannot be written.
         MissingResourceError: the disk is full.
     """
-    report = read_report(folder)
+    # Those that are made anew may be as an interrupted command left them.
+    report = read_report(folder, but=REBUILT)
     if not os.access(folder, os.W_OK):
         raise UsageError(f"'{folder}' cannot be written.", "Copy it to where it can be.")
     with friendly_os_errors(folder), _alone(folder):
-        files = render(report, probe_samples(_probe_images(folder)), _class_grids(folder, report))
+        files = render(report, probe_samples(read_probes(folder).images), _class_grids(folder, report))
         del files[REPORT_FILE]
         replace_delivered(folder, files)
     return tuple(files)
@@ -73,15 +109,9 @@ def _alone(folder: Path) -> AbstractContextManager[None]:
     return exclusive(folder / WORK) if os.path.isdir(folder / WORK) else nullcontext()  # noqa: PTH112 - as above
 
 
-def _probe_images(folder: Path) -> NDArray[np.uint8]:
-    with np.load(folder / "probes.npz", allow_pickle=False) as arrays:
-        images: NDArray[np.uint8] = arrays["images"]
-    return images
-
-
 def _class_grids(folder: Path, report: ReportData) -> dict[str, bytes]:
     """The pictures that the report names, which are looked for among the files of the folder and nowhere else."""
-    found = {path.name: path for path in folder.glob("*.png")}
+    found = {path.name: path for path in folder.glob("*.png") if path.is_file()}
     names = [grid.file_name for grid in report.distill.samples]
     missing = [name for name in names if name not in found]
     if missing:

@@ -14,15 +14,18 @@ AT_ONCE = 64
 """Images whose features are held at the same time."""
 
 EPSILON = 1e-5
-"""For channels whose features did not vary in training; what batch norm itself adds."""
+"""For channels whose features did not vary in training; what PyTorch's batch norm adds unless told otherwise."""
+
+MOST_OF_A_CHANNEL = 3.0
+"""Standard deviations that one channel counts for: a dead one must not decide for all."""
 
 
 @torch.no_grad()
 def batch_norm_shift(teacher: Teacher, images: Tensor) -> float | None:
     """How far the features of images, uint8 `[N, C, H, W]`, lie from those of the training, in standard deviations.
 
-    The mean over batch norms of the mean over their channels of |mean - running mean| / √(running variance + ε). None
-    without batch norms, or without images.
+    The mean over batch norms of the mean over their channels of |mean - running mean| / √(running variance + ε), of which a
+    channel counts for no more than `MOST_OF_A_CHANNEL`. None without batch norms, or without images.
     """
     wanted = teacher.bn_statistics
     batches = images[:MOST_IMAGES].split(AT_ONCE)
@@ -35,7 +38,7 @@ def batch_norm_shift(teacher: Teacher, images: Tensor) -> float | None:
             total += len(batch) * batch_statistics(layer).mean
     count = sum(len(batch) for batch in batches)
     shifts = [
-        ((total / count - layer.mean).abs() / (layer.variance + EPSILON).sqrt()).mean()
+        ((total / count - layer.mean).abs() / (layer.variance + EPSILON).sqrt()).clamp(max=MOST_OF_A_CHANNEL).mean()
         for total, layer in zip(sums, wanted, strict=True)
     ]
     return float(torch.stack(shifts).mean())

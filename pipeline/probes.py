@@ -124,7 +124,7 @@ def make_probes(
     floats[mixed] = mix(floats[mixed], 0.6, 0.8)
     floats[between] = mix(floats[between], 0.5, 0.65)
     if boundary.any():
-        floats[boundary] = towards_boundary(teacher, floats[boundary])
+        floats[boundary] = towards_boundary(teacher, floats[boundary], settings.synthesis.batch_size)
     final = (floats * 255).round().to(torch.uint8)
     return Probes(
         images=final.cpu().contiguous().numpy(),

@@ -305,7 +305,8 @@ class ArtifactFidelity(Record):
     precision: str
     size_bytes: int
     latency_ms: float | None
-    """Median of one image through one thread pool as the runtime chooses it, on the CPU that ran `compress`."""
+    """Median of one image: of an engine on its GPU, of anything else on the CPU that ran `compress`, with as many threads as
+    the runtime chooses."""
     agreement: Proportion
     agreement_by_kind: dict[str, Proportion]
     agreement_by_class: tuple[Proportion, ...]

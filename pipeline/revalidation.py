@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +10,17 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from compress.exporters.bundle import sha256_of
 from compress.exporters.deploy import PLAN_NAME
 from compress.exporters.runners import EngineRunner, TorchRunner
 from compress.exporters.targets import Gates
-from compress.pipeline.delivered import read_report
+from compress.pipeline.delivered import read_probes, read_report
 from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
-from compress.pipeline.probes import Probes
 from compress.pipeline.records import ValidateRecord
 from compress.pipeline.report import ReportData
 from compress.pipeline.validation import (
@@ -31,6 +32,7 @@ from compress.pipeline.validation import (
     examine_graphs,
     fidelity_of,
     judged,
+    made_from,
 )
 
 RECEIPT_SUFFIX, LOGITS_SUFFIX = ".receipt.json", ".logits.npy"
@@ -77,15 +79,14 @@ def revalidate(
         MissingResourceError: TensorRT or a GPU is missing for the engine.
     """
     report = read_report(folder)
-    probes = Probes.load(folder / "probes.npz")
+    probes = read_probes(folder)
     try:
-        limits = Gates.model_validate(report.settings["gates"] | dict(gates or {}))
+        limits = Gates.model_validate(report.settings.get("gates", {}) | dict(gates or {}))
     except ValidationError as error:
         what = error.errors()[0]
         raise UsageError(f"The limit {what['loc'][0]} cannot be {what['input']:g}: {what['msg']}.") from error
     examination = Examination(probes, limits, report.labels)
-    student = Normalised(build(report.distill.spec), report.teacher.input.mean, report.teacher.input.std)
-    student.load_state_dict(load_file(folder / "student.safetensors"))
+    student = _student(folder, report)
     weights, on_cpu = folder / "student.safetensors", report.target.timed_on_cpu
     in_torch = fidelity_of(weights, "fp32", TorchRunner(student), examination, on_device=on_cpu)
     graphs = examine_graphs(folder, report.export.graphs, report.target, examination, in_torch)
@@ -93,16 +94,40 @@ def revalidate(
     if receipt is not None:
         engines = [_engine_of(receipt, report, folder, examination, graphs)]
     elif engine:
-        engines = [_engine_here(folder / PLAN_NAME, report, examination, deciding[0])]
+        engines = [_engine_here(folder / PLAN_NAME, report, examination, graphs)]
     adequacy = report.validation.adequacy
     origin = Origin(adequacy.copied, adequacy.batch_norm_shift)
     return concluded([in_torch, *graphs, *engines], engines or deciding, probes, origin)
 
 
-def _engine_here(plan: Path, report: ReportData, examination: Examination, origin: Examined) -> Examined:
+def _student(folder: Path, report: ReportData) -> Normalised:
+    try:
+        student = Normalised(build(report.distill.spec), report.teacher.input.mean, report.teacher.input.std)
+        student.load_state_dict(load_file(folder / "student.safetensors"))
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"'{folder}/student.safetensors' is not the student that its report tells of.", "Copy the delivery again."
+        ) from error
+    return student
+
+
+def _engine_here(plan: Path, report: ReportData, examination: Examination, graphs: Sequence[Examined]) -> Examined:
     if not plan.is_file():
         raise UsageError(f"There is no engine '{plan}'.", "deploy/build_engine.sh builds it, on the device.")
+    origin = made_from(_built_from(plan), report.export.graphs, graphs)
     return fidelity_of(plan, report.target.shipped, EngineRunner(plan), examination, origin=origin)
+
+
+def _built_from(plan: Path) -> str | None:
+    """SHA-256 of the ONNX file, as `build_engine.sh` or the exporter wrote it beside the engine."""
+    for path in (plan.with_name(f"engine{RECEIPT_SUFFIX}"), plan.with_name(f"{plan.name}.json")):
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and isinstance(content.get("onnx_sha256"), str):
+            return str(content["onnx_sha256"])
+    return None
 
 
 def _engine_of(
@@ -120,9 +145,7 @@ def _engine_of(
         raise InputError(f"'{path}' tells of other probes.", "Replay the probes of this folder on the device.")
     if (receipt.plan_sha256 or replay.plan_sha256) != replay.plan_sha256:
         raise InputError(f"'{path}' tells of another engine than was built.", "Run deploy/replay.py once more.")
-    origin = next(
-        found for found, graph in zip(graphs, report.export.graphs, strict=True) if graph.sha256 == replay.onnx_sha256
-    )
+    origin = made_from(replay.onnx_sha256, report.export.graphs, graphs)
     logits = _logits(path, replay, examination.probes.teacher_logits.shape)
     return judged(
         *(PLAN_NAME, report.target.shipped, replay.plan_bytes, receipt.latency_ms, logits, examination), origin=origin

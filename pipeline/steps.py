@@ -45,6 +45,7 @@ from compress.pipeline.validation import (
     decisive,
     examine_graphs,
     fidelity_of,
+    made_from,
     origin_of,
     runner_of,
 )
@@ -225,6 +226,7 @@ def export(space: Workspace, student: DistillRecord, labels: tuple[str, ...]) ->
         "target": target.model_dump(mode="json"),
         "gates": space.settings.gates.model_dump(mode="json"),
         "labels": labels,
+        "probes": space.sha256("distill", PROBES_FILE),  # which parity is shown on
         "dynamic_batch": dynamic_batch,
         "input_form": input_form,
         "builder": engine_builder() if target.runtime == "tensorrt" else None,
@@ -301,6 +303,7 @@ def validate(
         "graphs": [graph.sha256 for graph in exported.graphs],
         "engine": space.sha256("export", PLAN_NAME) if exported.engine.built else None,
         "cpu": cpu_name(),
+        "runtime": space.target.runtime,
         "probes": [space.sha256("distill", PROBES_FILE), max(least, student.probes)],
         "gates": gates.model_dump(mode="json"),
         "labels": labels,
@@ -320,7 +323,8 @@ def validate(
         deciding, engines = decisive(graphs, exported.graphs), []
         if exported.engine.built:
             plan = space.file("export", PLAN_NAME)
-            engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=deciding[0])]
+            made = made_from(exported.engine.details.get("onnx_sha256"), exported.graphs, graphs)
+            engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=made)]
         pool = ImagePool.load(space.file("distill", POOL_FILE)).images
         origin = origin_of(probes, pool, _teacher_on_device(space))
         record = concluded([in_torch, *graphs, *engines], engines or deciding, probes, origin)

@@ -151,6 +151,12 @@ def decisive(examined: Sequence[Examined], graphs: Sequence[ExportedGraph]) -> S
     return examined[-2:] if graphs[-1].typed else examined[-1:]
 
 
+def made_from(onnx_sha256: str | None, graphs: Sequence[ExportedGraph], examined: Sequence[Examined]) -> Examined:
+    """The graph that an engine was built from; the one for TensorRT up to 10 where its hash is not known."""
+    found = [each for each, graph in zip(examined, graphs, strict=True) if graph.sha256 == onnx_sha256]
+    return (found or decisive(examined, graphs))[0]
+
+
 def origin_of(probes: Probes, pool: Tensor, teacher: Teacher) -> Origin:
     """What the pool, uint8 `[M, C, H, W]`, and the teacher say of the probes."""
     images = torch.from_numpy(probes.images)

@@ -66,6 +66,27 @@ def test_an_image_without_a_way_stays_where_it_is(teacher: Teacher) -> None:
     torch.testing.assert_close(towards_boundary(flat, images), images)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scale", [1e-25, float("nan")])
+def test_a_gradient_that_is_tiny_or_no_number_moves_no_image_further_than_others(scale: float) -> None:
+    teacher = Steep(scale)
+    images = torch.full((2, 3, 8, 8), 0.5)
+    moved = towards_boundary(teacher, images)  # type: ignore[arg-type]
+    assert (moved - images).square().mean().sqrt() <= MOST_STEPS * STEP * 1.0001
+    assert torch.isfinite(moved).all()
+
+
+class Steep:
+    """Its first class leads by what the brightness says, times a scale."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def logits(self, images: Tensor) -> Tensor:
+        brightness = images.mean((1, 2, 3))
+        zeros = torch.zeros_like(brightness)
+        return torch.stack([1 + brightness * self.scale, zeros, zeros - 1], dim=1)
+
+
 class Flat:
     """Says the same of all images, through a gradient that is zero."""
 

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -59,7 +61,7 @@ def test_what_an_earlier_version_wrote_is_replaced_and_the_folder_is_sealed_agai
     assert (folder / "report.html").read_text().count("data:image/png") == 3  # two of classes and one of probes
 
 
-@pytest.mark.parametrize("name", ["report.json", "probes.npz", "report.html"])
+@pytest.mark.parametrize("name", ["report.json", "probes.npz", "student.onnx"])
 def test_a_folder_that_was_changed_is_refused_and_left_alone(folder: Path, name: str) -> None:
     with (folder / name).open("ab") as stream:
         stream.write(b" ")
@@ -141,3 +143,80 @@ def test_an_interrupted_rewrite_leaves_a_folder_that_says_so(folder: Path, monke
 
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_what_an_interrupted_command_left_is_made_anew(folder: Path) -> None:
+    before = hashes(folder)
+    (folder / "report.html").write_text("half a page")
+    (folder / "junit.xml").unlink()
+    assert compress("verify", folder).exit_code == 4
+    assert compress("report", folder).exit_code == 0
+    assert hashes(folder) == before
+
+
+# Whoever can write a folder can seal it again: its report is foreign, too
+
+
+def resealed(folder: Path, change: Callable[[Any], object]) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    change(report)
+    (folder / "report.json").write_text(json.dumps(report))
+    seal(folder)
+
+
+def seal(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = [name for name in manifest["files"] if (folder / name).exists()]
+    write_manifest(folder, names=names, provenance=manifest["provenance"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda report: report["labels"].pop(),
+        lambda report: report["validation"].update(shipped="x"),
+        lambda report: report["export"].update(graphs=[]),
+        lambda report: report["distill"]["samples"][0].update(classes=[99]),
+        lambda report: report["validation"]["ledger"][0].update(
+            confusions=[{"teacher": 99, "artifact": 0, "count": 2, "total": 3}]
+        ),
+        lambda report: report["distill"].update(parameters=0),
+        lambda report: report["export"]["graphs"][0].update(file_name="../elsewhere.onnx"),
+        lambda report: report["export"]["graphs"][0].update(sha256="0" * 64),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "validate"])
+def test_a_report_that_contradicts_itself_or_its_folder_is_refused(
+    folder: Path, command: str, change: Callable[[Any], object]
+) -> None:
+    shutil.copyfile(folder / "student.onnx", folder.parent / "elsewhere.onnx")
+    resealed(folder, change)
+    result = compress(command, folder)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert f"compress: '{folder}/report.json' " in result.stderr
+
+
+def test_a_report_that_tells_of_another_student_is_refused_by_validate(folder: Path) -> None:
+    resealed(folder, lambda report: report["distill"]["spec"].update(family="unheard of"))
+    result = compress("validate", folder)
+    assert result.exit_code == 3
+    assert "is not the student that its report tells of" in result.stderr
+
+
+@pytest.mark.parametrize("content", [b"no archive", None])
+@pytest.mark.parametrize("command", ["report", "validate"])
+def test_probes_that_are_damaged_or_missing_are_told_of(folder: Path, command: str, content: bytes | None) -> None:
+    (folder / "probes.npz").unlink()
+    if content is not None:
+        (folder / "probes.npz").write_bytes(content)
+    seal(folder)
+    result = compress(command, folder)
+    assert result.exit_code == 3
+    assert "probes.npz" in result.stderr
+
+
+def test_settings_without_gates_are_judged_by_the_usual_ones(folder: Path) -> None:
+    resealed(folder, lambda report: report["settings"].pop("gates"))
+    result = compress("validate", folder)
+    assert result.exit_code == 4
+    assert "the required 90 %" in result.stdout.replace("\n", " ")

@@ -470,7 +470,12 @@ def test_int8_that_is_no_faster_where_it_is_to_run_is_told_of(target: str, in_in
 def test_an_agreement_above_its_limit_that_is_not_settled_asks_for_more_probes() -> None:
     # z² limit (1 - limit) / (value - limit)² = 3.8415 · 0.09 / 0.01² = 3,457.3, rounded up: 3,458
     told = fidelity.advice(validated(measured(wrong_on(90), Gates(min_agreement=0.9)), ADEQUATE))
-    assert told.startswith("More probes may settle it: the same command with --probes 3458 makes them")
+    assert told.startswith("More probes may settle it: the command of the run with --probes 3458 makes them")
+
+
+def test_a_time_that_only_the_device_can_tell_is_no_matter_of_probes() -> None:
+    row = measured(wrong_on(90), Gates(min_agreement=0.9, max_latency_ms=1), timed_on_device=False)
+    assert "--probes 3458" in fidelity.advice(validated(row, ADEQUATE))
 
 
 @pytest.mark.parametrize(

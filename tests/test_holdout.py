@@ -294,6 +294,31 @@ def test_the_digest_is_that_of_pixels_and_classes_however_they_are_stored(tmp_pa
     assert len({holdout.sha256 for holdout in holdouts}) == 4
 
 
+def test_an_archive_that_vanishes_during_the_run_is_told_of(tmp_path: Path) -> None:
+    path = arrays(tmp_path / "real.npz", images=noise(3, 8, 8, 1))
+    holdout = open_holdout(path, LABELS, GREY)
+    path.unlink()
+    with pytest.raises(InputError, match=r"real\.npz' cannot be read: No such file or directory"):
+        list(holdout.batches())
+
+
+@pytest.mark.parametrize("header", ["{'descr': '|u1', 'shape': (", "{[]:1}"])
+def test_a_damaged_header_is_told_of(tmp_path: Path, header: str) -> None:
+    with zipfile.ZipFile(tmp_path / "real.npz", "w") as archive:
+        text = header.encode() + b"\n"
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(InputError, match=r"real\.npz' is no \.npz that can be read"):
+        open_holdout(tmp_path / "real.npz", LABELS, GREY)
+
+
+def test_an_archive_that_claims_more_images_than_there_can_be_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "real.npz", "w") as archive:
+        text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 8, 8, 1), }\n"
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(InputError, match="claims to hold 99,999,999,999 images"):
+        open_holdout(tmp_path / "real.npz", LABELS, GREY)
+
+
 def test_images_that_change_after_they_were_opened_are_noticed(tmp_path: Path) -> None:
     path = picture(tmp_path / "real" / "1.png")
     holdout = open_holdout(tmp_path / "real", LABELS, GREY)

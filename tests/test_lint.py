@@ -388,6 +388,7 @@ def test_the_operator_table_names_real_operators() -> None:
     ("operator", "target", "told"),
     [
         ("Relu", "jetson-nano-jp4", None),
+        ("Reciprocal", "jetson-nano-jp4", None),
         ("Einsum", "jetson-nano-jp4", "TensorRT has Einsum from 8.2 on, and jetson-nano-jp4 may have 8.0."),
         ("Einsum", "jetson-orin-jp5", None),
         ("Mod", "jetson-orin-jp5", "TensorRT has Mod from 8.5 on, and jetson-orin-jp5 may have 8.4."),

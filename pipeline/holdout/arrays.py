@@ -3,7 +3,9 @@
 The images are read from the archive one after the other: they may be more than the memory holds.
 """
 
+import lzma
 import math
+import tokenize
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,15 @@ HINT = (
 )
 LARGEST_IMAGE = 2**28
 """Bytes of one image; more than any camera has."""
+
+MOST_IMAGES = 10**7
+"""A header may claim anything; the classes of so many still fit into memory."""
+
+DAMAGE = (
+    *(BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+    *(ValueError, TypeError, EOFError, KeyError, NotImplementedError, RuntimeError),
+)
+"""What a damaged archive, or the header of an array in it, may be met with."""
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -86,8 +97,10 @@ def _told(path: Path) -> Iterator[None]:
     """A damaged archive becomes an error that names it."""
     try:
         yield
-    except (BadZipFile, zlib.error, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+    except DAMAGE as error:
         raise InputError(f"{str(path)!r} is no .npz that can be read.", HINT) from error
+    except OSError as error:  # it was there when the run began
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror or error}.", HINT) from error
 
 
 def _header(stream: IO[bytes]) -> Header:
@@ -107,6 +120,8 @@ def _checked_images(stream: IO[bytes], path: Path) -> Header:
     if not readable or not 0 < math.prod(header.shape[1:]) <= LARGEST_IMAGE:
         told = f"{header.dtype} {list(header.shape)}" + (" by columns" if header.by_columns else "")
         raise InputError(f"The 'images' in {str(path)!r} are {told}.", HINT)
+    if header.shape[0] > MOST_IMAGES:
+        raise InputError(f"{str(path)!r} claims to hold {header.shape[0]:,} images.", HINT)
     if not header.shape[0]:
         raise UsageError(f"There are no images in {str(path)!r}.", HINT)
     return header

@@ -2,8 +2,9 @@
 
 import json
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from pydantic import model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import FloatSchema, ModelSchema
 
@@ -41,6 +42,24 @@ class ReportData(Record):
     """Seconds of each stage, in their order."""
     seed: int
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """What a report is made from fits together, whoever wrote it."""
+        classes, ledger = len(self.labels), self.validation.ledger
+        numbers = [number for grid in self.distill.samples for number in grid.classes]
+        numbers += [number for row in ledger for pair in row.confusions for number in (pair.teacher, pair.artifact)]
+        checks = {
+            "a row has other classes": all(len(row.agreement_by_class) == classes for row in ledger),
+            "a class is not there": all(0 <= number < classes for number in numbers),
+            "what is shipped is not in the ledger": self.validation.shipped in [row.artifact for row in ledger],
+            "there are no graphs": bool(self.export.graphs),
+            "there is no student": self.distill.parameters > 0,
+        }
+        for problem, holds in checks.items():
+            if not holds:
+                raise ValueError(problem)
+        return self
 
 
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")

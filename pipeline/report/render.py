@@ -16,6 +16,7 @@ from compress.pipeline.report import charts, curves, sections, text
 from compress.pipeline.report.data import REPORT_FILE, ReportData, to_json
 from compress.pipeline.report.junit import to_junit
 from compress.pipeline.report.real_images import beside_probes, on_real_images
+from compress.pipeline.report.terminal import timed_where
 
 MOST_CLASSES = 20
 """Classes that the chart shows, lowest agreement first."""
@@ -66,6 +67,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "sentence": verdict_sentence(data.validation).partition(": ")[2],
         "advice": remarks(data.validation, data.target),
         "shipped": shipped,
+        "timed_where": timed_where(data.validation),
         "steps": [row for row in data.validation.ledger if row.step],
         "real": on_real_images(data.validation),
         "real_rows": beside_probes(data.validation),

@@ -42,7 +42,11 @@ def _cells(row: ArtifactFidelity) -> "list[Text]":
 
 
 def _caption(validation: ValidateRecord) -> str:
-    where = "on this CPU"
-    if any(row.artifact.endswith(".plan") for row in validation.ledger):
-        where += ", of an engine on its GPU"
+    where = timed_where(validation)
     return f"Agreement with the teacher on {validation.probes:,} synthetic probes; latency of one image {where}."
+
+
+def timed_where(validation: ValidateRecord) -> str:
+    """Where the latencies of a ledger were measured, in words."""
+    engine = any(row.artifact.endswith(".plan") for row in validation.ledger)
+    return "on this CPU, of an engine on its GPU" if engine else "on this CPU"
