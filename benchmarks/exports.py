@@ -3,7 +3,7 @@
     python benchmarks/exports.py TEACHER --labels FILE -o FOLDER [--data IMAGES.npz] [--recipe balanced] [--set KEY=VALUE ...]
 
 The student is distilled once, for the first target; the others start from copies of its stages, so that what differs is
-quantization and export. Every file is linted against its own target. The figures are those that the run itself left in
+quantization, where they round otherwise, and export. Every file is linted against its own target. The figures are those that the run itself left in
 report.json: parity is the largest difference of logits between ONNX Runtime and PyTorch. With real images, which no run saw,
 each file's agreement with the teacher on them stands beside.
 """
@@ -28,8 +28,8 @@ from compress.pipeline.report.data import ReportData
 from real_agreement import Measured, find_teacher, measure, read_images
 
 FIRST = "jetson"
-OF_THE_STUDENT = ("1-intake", "2-embed", "3-distill")
-"""Stages that know of no target."""
+SHARED = ("1-intake", "2-embed", "3-distill", "4-quantize")
+"""Stages of the first run that others start from; quantization is made again where the target rounds otherwise."""
 
 
 def run(target: str, folder: Path, options: argparse.Namespace) -> None:
@@ -46,7 +46,7 @@ def run(target: str, folder: Path, options: argparse.Namespace) -> None:
 
 def start_from(folder: Path, other: Path) -> None:
     """Give a run the stages of another that has the same student."""
-    for stage in OF_THE_STUDENT:
+    for stage in SHARED:
         shutil.copytree(other / "work" / stage, folder / "work" / stage, dirs_exist_ok=True)
     shutil.copyfile(other / ".compress", folder / ".compress")
 
