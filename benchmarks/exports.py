@@ -47,7 +47,8 @@ def run(target: str, folder: Path, options: argparse.Namespace) -> None:
 def start_from(folder: Path, other: Path) -> None:
     """Give a run the stages of another that has the same student."""
     for stage in SHARED:
-        shutil.copytree(other / "work" / stage, folder / "work" / stage, dirs_exist_ok=True)
+        if not (folder / "work" / stage).exists():
+            shutil.copytree(other / "work" / stage, folder / "work" / stage)
     shutil.copyfile(other / ".compress", folder / ".compress")
 
 
