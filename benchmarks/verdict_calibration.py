@@ -139,7 +139,7 @@ def summary_of(students: Sequence[Student]) -> Table:
 
 def plot(students: Sequence[Student]) -> str:
     """Agreement on all probes against that on real images, as SVG; on the line the two are equal."""
-    size, margin = 360, 40
+    size, margin = 380, 54
     low = min(min(student.on_real, student.on_probes[ALL]) for student in students)
     start = min(np.floor(low * 10) / 10, 0.9)
 
@@ -195,7 +195,7 @@ def main() -> int:
         wanted = answers(pairs[0][0], teachers[0])["teacher"](images).argmax(1)
         for (folder, copies), teacher in zip(pairs, teachers, strict=True):
             students += measure(folder, copies, teacher, images, wanted, fresh)
-    Console().print(table_of(students), summary_of(students))
+    Console(width=140).print(table_of(students), summary_of(students))
     if options.plot:
         options.plot.write_text(plot(students), encoding="utf-8")
     if options.json:

@@ -67,6 +67,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "sentence": verdict_sentence(data.validation).partition(": ")[2],
         "advice": remarks(data.validation, data.target),
         "shipped": shipped,
+        "calibration": sections.CALIBRATION,
         "timed_where": timed_where(data.validation),
         "steps": [row for row in data.validation.ledger if row.step],
         "real": on_real_images(data.validation),
