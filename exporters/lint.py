@@ -8,7 +8,7 @@ developer guide, "Working with Quantized Types". The rules:
     R2   zero points are there, int8, zero, and as many as scales
     R3   scales are constants of floats, finite and above zero
     R4   activations are quantized per tensor, weights per output channel
-    R5   weights are fp32 constants in front of their Q/DQ pair, not folded into int8; a typed graph may fold them
+    R5   weights are fp32 constants in front of their Q/DQ pair, not folded into int8, for TensorRT before 10
     R6   biases are plain fp32, or fp16 where the graph is typed or the weight is of fp16, too
     R7   no batch normalisation in a quantized graph, no dropout in any
     R8   data and weight of a convolution are quantized together; nothing stands between it and its Relu; one input of a
@@ -29,11 +29,14 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from compress.exporters.legalise import attributes, constants
 from compress.exporters.operators import lacking
-from compress.exporters.targets import Target
+from compress.exporters.targets import Target, version_numbers
 from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.records import Record
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+FIRST_WITH_INTEGER_WEIGHTS = (10,)
+"""The first TensorRT that dequantizes weights which are stored in int8."""
 
 FIRST_HALF_PAIRS = 19
 """The first operator set whose Q/DQ pairs may be of fp16."""
@@ -72,7 +75,8 @@ def _findings(graph: "_Graph", target: Target) -> list[Finding]:
         checks += [
             _operators(graph, target),
             _bytes(graph, target),
-            *(check(graph) for check in (_zero_points, _scales, _granularity, _weights, _biases, _training_layers)),
+            *(check(graph) for check in (_zero_points, _scales, _granularity, _biases, _training_layers)),
+            _weights(graph, target),
             *(check(graph) for check in (_convolutions, _sums, _one_pair)),
             _half_pairs(graph, target),
         ]
@@ -164,14 +168,16 @@ def _operators(graph: _Graph, target: Target) -> Iterator[Finding]:
     for function in graph.model.functions:
         yield Finding(rule="R1", node=function.name, message="This is a local function.", cure="Inline functions.")
     for node in graph.nodes:
+        cure = "Express it by other standard operators."
         if node.domain not in ("", "ai.onnx"):
             told = f"TensorRT has no operator {node.domain}.{node.op_type}."
         elif node.op_type in _PAIR and target.int8 is None:
             told = f"{target.name} has no int8 arithmetic, and so no {node.op_type}."
+            cure = "Take the file in fp32; its engine is built in fp16."
         else:
             told = lacking(node.op_type, target) or ""
         if told:
-            yield _finding("R1", node, told, "Express it by other standard operators.")
+            yield _finding("R1", node, told, cure)
 
 
 def _bytes(graph: _Graph, target: Target) -> Iterator[Finding]:
@@ -228,8 +234,8 @@ def _granularity(graph: _Graph) -> Iterator[Finding]:
                 )
 
 
-def _weights(graph: _Graph) -> Iterator[Finding]:
-    if graph.typed:
+def _weights(graph: _Graph, target: Target) -> Iterator[Finding]:
+    if graph.typed or version_numbers(target.tensorrt[0]) >= FIRST_WITH_INTEGER_WEIGHTS:
         return
     for node in graph.of("DequantizeLinear"):
         if node.input[0] in graph.constants and not graph.is_bias(node):

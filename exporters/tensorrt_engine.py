@@ -131,8 +131,8 @@ def newest_with_flags(target: Target) -> str:
 def build_engine(onnx: Path, plan: Path, target: Target, typed: Path | None = None) -> EngineRecord:
     """Builds the engine if this machine is the target's and can also run it; else says how the device builds it.
 
-    From TensorRT 11 on it is built from the `typed` graph. Writes the plan, `<plan>.json` with its provenance and the precisions that its layers really run in, and the timing
-    cache.
+    From TensorRT 11 on it is built from the `typed` graph. Writes the plan, `<plan>.json` with its provenance and the
+    precisions that its layers really run in, and the timing cache.
 
     Raises:
         CompressError: TensorRT is here and refuses the graph, or cannot build it.
@@ -270,10 +270,10 @@ def _refusal(trt: Any, builder: Any, onnx: Path, target: Target, graph: Graph) -
 def _recipe(onnx: Path, plan: Path, target: Target, graph: Graph) -> str:
     precision: Precision = "int8" if graph.quantized else "fp32"
     _, *arguments = trtexec_line(target, onnx.name, plan.name, graph.shape, precision=precision)
-    return (
-        "The TensorRT engine is built on the device: copy the folder there and run deploy/build_engine.sh "
-        f"(trtexec {' '.join(arguments)})."
-    )
+    line = f"trtexec {' '.join(arguments)}"
+    if target.typed is not None:  # one line would be wrong for the other version
+        line = f"for TensorRT 10: {line}; for 11 the typed file without precision flags"
+    return f"The TensorRT engine is built on the device: copy the folder there and run deploy/build_engine.sh ({line})."
 
 
 def _no_engine(message: str) -> EngineRecord:

@@ -43,6 +43,10 @@ def read_report(folder: Path, but: Collection[str] = ()) -> ReportData:
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         raise UsageError(f"There is no folder '{folder}'.", NAME_A_FOLDER)
     if not (folder / MANIFEST).is_file():
+        if (folder / REPORT_FILE).is_file() and not (folder / WORK).exists():
+            raise GateError(
+                f"'{folder}' is not as it was delivered: {MANIFEST} is missing.", "Copy the delivery again."
+            )
         if (folder / MARKER).is_file():
             raise UsageError(f"'{folder}' is not finished.", "The command that began it continues it.")
         raise UsageError(f"'{folder}' is no delivered folder.", NAME_A_FOLDER)

@@ -78,7 +78,7 @@ def fidelity_of(
     images = examination.images
     with runner:
         logits = runner(images)
-        latency_ms = median_latency_ms(timed or runner, images[:1], repeats=50, warmup=10)
+        latency_ms = median_latency_ms(timed or runner, images[:1], repeats=25, warmup=10, times=3)
     size_bytes = path.stat().st_size
     return judged(path.name, precision, size_bytes, latency_ms, logits, examination, origin, timed_on_device=on_device)
 

@@ -118,6 +118,8 @@ def test_a_folder_that_cannot_be_read_is_refused_whichever_it_is(folders: tuple[
     (folder / "labels.txt").write_text("changed")
     assert f"'{folder}' is not as it was delivered: labels.txt was changed." in refused(4)
     (folder / "manifest.json").unlink()
+    assert f"'{folder}' is not as it was delivered: manifest.json is missing." in refused(4)
+    (folder / "report.json").unlink()
     assert f"'{folder}' is not finished." in refused(2)
     shutil.rmtree(folder)
     assert f"There is no folder '{folder}'." in refused(2)

@@ -78,6 +78,10 @@ def test_what_is_no_delivered_folder_is_refused_in_one_sentence(folder: Path, tm
     foreign = compress("report", tmp_path)
     assert foreign.exit_code == 2 and "is no delivered folder" in foreign.stderr
     (folder / "manifest.json").unlink()
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    sealed_no_more = compress("report", folder)
+    assert sealed_no_more.exit_code == 4 and "manifest.json is missing" in sealed_no_more.stderr
+    (folder / "work").mkdir()
     unfinished = compress("report", folder)
     assert unfinished.exit_code == 2 and "is not finished" in unfinished.stderr
 

@@ -236,8 +236,8 @@ def test_arrays_of_another_size_are_scaled(tmp_path: Path) -> None:
         ({"images": np.array([object()])}, "are object [1]."),
         ({"images": noise(2, 8, 8, 1), "labels": np.array([0.0, 1.0])}, "are float64 [2] for 2 images."),
         ({"images": noise(2, 8, 8, 1), "labels": np.array([0])}, "are int64 [1] for 2 images."),
-        ({"images": noise(2, 8, 8, 1), "labels": np.array([0, 4])}, "name class 4, but there are 4."),
-        ({"images": noise(2, 8, 8, 1), "labels": np.array([-1, 0])}, "name class -1, but there are 4."),
+        ({"images": noise(2, 8, 8, 1), "labels": np.array([0, 4])}, "name class 4, but classes run from 0 to 3."),
+        ({"images": noise(2, 8, 8, 1), "labels": np.array([-1, 0])}, "name class -1, but classes run from 0 to 3."),
         ({"images": noise(2, 8, 8, 1), "labels": np.array([object(), 0])}, "are object [2] for 2 images."),
     ],
 )

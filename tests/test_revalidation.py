@@ -150,6 +150,10 @@ def test_a_changed_file_is_refused_by_its_hash(folder: Path) -> None:
 
 def test_what_was_never_delivered_is_told_apart_from_what_was_changed(folder: Path, tmp_path: Path) -> None:
     (folder / "manifest.json").unlink()
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    sealed_no_more = compress("validate", folder)
+    assert sealed_no_more.exit_code == 4 and "manifest.json is missing" in sealed_no_more.stderr
+    (folder / "work").mkdir()
     unfinished = compress("validate", folder)
     assert unfinished.exit_code == 2 and "is not finished" in unfinished.stderr
     foreign = compress("validate", tmp_path)

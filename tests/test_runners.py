@@ -188,3 +188,9 @@ class Scripted:
 def test_the_median_latency_leaves_out_the_warm_up() -> None:
     # Warm-up 90 and 80, then 3, 1, 2: the median of the last three is 2.
     assert median_latency_ms(Scripted(90, 80, 3, 1, 2), images(1), repeats=3, warmup=2) == pytest.approx(2.0)
+
+
+def test_of_several_medians_the_shortest_counts() -> None:
+    assert median_latency_ms(
+        Scripted(90, 7, 8, 9, 3, 1, 2, 5, 5, 4), images(1), repeats=3, warmup=1, times=3
+    ) == pytest.approx(2.0)

@@ -25,5 +25,6 @@ def test_the_table_has_every_target_as_it_is(name: str) -> None:
 
 
 def test_the_table_has_no_other_target() -> None:
-    rows = [line for line in DOCUMENT.splitlines() if line.startswith("| ")]
+    table = DOCUMENT.partition("## The files")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(target_names())

@@ -104,8 +104,13 @@ def test_where_no_engine_can_be_built_the_record_says_how_the_device_does_it(
     assert (record.built, record.file_name) == (False, None)
     assert record.message.startswith(
         "The TensorRT engine is built on the device: copy the folder there and run deploy/build_engine.sh "
-        "(trtexec --onnx=student.int8.onnx --saveEngine=student.plan --int8 --fp16 "
+        "(for TensorRT 10: trtexec --onnx=student.int8.onnx --saveEngine=student.plan --int8 --fp16 "
     )
+    assert record.message.endswith("; for 11 the typed file without precision flags).")
+    (tmp_path / "other").mkdir()
+    orin = build_engine(int8_onnx, tmp_path / "other" / "student.plan", load_target("jetson"))
+    assert "run deploy/build_engine.sh (trtexec --onnx=student.int8.onnx " in orin.message
+    (tmp_path / "other").rmdir()
     assert list(tmp_path.iterdir()) == [int8_onnx]
 
 

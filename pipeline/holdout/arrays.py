@@ -136,7 +136,9 @@ def _classes(archive: ZipFile, path: Path, count: int, num_classes: int) -> NDAr
         classes = np.frombuffer(_exactly(stream, count * header.dtype.itemsize), header.dtype)
     if classes.min() < 0 or classes.max() >= num_classes:
         wrong = classes.max() if classes.max() >= num_classes else classes.min()
-        raise InputError(f"The 'labels' in {str(path)!r} name class {wrong}, but there are {num_classes}.", HINT)
+        raise InputError(
+            f"The 'labels' in {str(path)!r} name class {wrong}, but classes run from 0 to {num_classes - 1}.", HINT
+        )
     return classes.astype(np.int64)
 
 

@@ -43,7 +43,8 @@ def render(
 ) -> dict[str, bytes]:
     """Name and content of `report.html`, `report.md`, `report.json`, `junit.xml` and `README.md`, the model card.
 
-    `samples` is a PNG of some probes, see `sample_grid`; `grids` holds those that `data.distill.samples` names. Class names, file names and settings are foreign text: they are
+    `samples` is a PNG of some probes, see `sample_grid`; `grids` holds those that `data.distill.samples` names. Class names,
+    file names and settings are foreign text: they are
     escaped for each format, and characters that would steer a terminal or reorder a line are written out.
     """
     context = _context(data)

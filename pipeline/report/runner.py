@@ -31,8 +31,8 @@ def tell_runner(report: ReportData, folder: Path, environment: Mapping[str, str]
         _append(Path(path), (folder / "report.md").read_text(encoding="utf-8"))
     if environment.get("GITHUB_ACTIONS") != "true":
         return None
-    sentence = _escaped(visible(verdict_sentence(validation)))
-    return f"::{LEVELS[validation.verdict]} title=compress {_escaped(visible(report.title))}::{sentence}"
+    sentence, title = _message(visible(verdict_sentence(validation))), _property(visible(report.title))
+    return f"::{LEVELS[validation.verdict]} title=compress {title}::{sentence}"
 
 
 def _append(path: Path, text: str) -> None:
@@ -45,8 +45,16 @@ def _one_line(value: str) -> str:
     return value.replace("\r", " ").replace("\n", " ")
 
 
-def _escaped(text: str) -> str:
-    """As workflow commands want it; a title ends at `::` and its parts at commas."""
-    for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), ("::", "%3A%3A"), (",", "%2C")):
+def _message(text: str) -> str:
+    """As the message of a workflow command, in which a runner reads back these three and no others.
+
+    Source: actions/toolkit, packages/core/src/command.ts, `escapeData` and `escapeProperty`.
+    """
+    for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
         text = text.replace(character, code)
     return text
+
+
+def _property(text: str) -> str:
+    """As a property, which ends at a colon or a comma."""
+    return _message(text).replace(":", "%3A").replace(",", "%2C")
