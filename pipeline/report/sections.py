@@ -19,8 +19,9 @@ from compress.pipeline.report import text
 from compress.pipeline.report.data import ReportData
 
 CALIBRATION = (
-    "How far such agreement is from that on real images was measured on 28 students of one teacher, a ResNet-56 for CIFAR-10: "
-    "2.4 points apart in half of the cases, 7.6 at most, and good students were flattered by 2 to 4. Yours may differ."
+    "How far such agreement is from that on real images was measured on 28 students each of two teachers. Of a ResNet-56 for "
+    "CIFAR-10 it was 2.4 points in half of the cases and 7.6 at most, and flattered good students by 2 to 4; of a small network "
+    "on digits 7.5 and 14.8, always too low. Yours may differ."
 )
 """Source: benchmarks/README.md, "Do probes tell the truth?"."""
 
