@@ -34,7 +34,8 @@ CALLS = 5
 """Of each model in a turn; the first of a turn finds the caches cold, as a device does that does other things, too."""
 
 SETTLED = 0.05
-"""Seconds between two models: threads of the one before spin for a while, in hope of more work, and would take a core away."""
+"""Seconds between two models of several threads: those of the one before spin for a while, in hope of more work, and would
+take a core away."""
 
 
 class Latency(NamedTuple):
@@ -53,13 +54,13 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 def in_turns(
-    sessions: Mapping[str, onnxruntime.InferenceSession], images: NDArray[np.float32], rounds: int
+    sessions: Mapping[str, onnxruntime.InferenceSession], images: NDArray[np.float32], rounds: int, pause: float = 0
 ) -> dict[str, Latency]:
-    """Latency of every model on the same images `[N, C, H, W]`."""
+    """Latency of every model on the same images `[N, C, H, W]`; seconds of `pause` between two models."""
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(rounds + 1):
         for name, model in sessions.items():
-            time.sleep(SETTLED)
+            time.sleep(pause)
             input = model.get_inputs()[0]
             feed = {input.name: camera_images(images) if input.type == ONNX_RUNTIME_BYTES else images}
             for _ in range(CALLS):
@@ -92,7 +93,8 @@ def measured(
     for threads in options.threads:
         sessions = {name: session(path, threads) for name, path in models.items()}
         for batch in options.batches:
-            latencies = in_turns(sessions, np.resize(images, (batch, *images.shape[1:])), options.rounds)
+            shown = np.resize(images, (batch, *images.shape[1:]))
+            latencies = in_turns(sessions, shown, options.rounds, pause=SETTLED if threads > 1 else 0)
             slowest = latencies["teacher.onnx"].p50
             for name, latency in latencies.items():
                 size, times_faster = models[name].stat().st_size, slowest / latency.p50
