@@ -129,14 +129,14 @@ def test_inspect_gives_its_record_to_machines(teacher_file: Path) -> None:
 
 
 def test_lint_names_each_broken_rule_with_its_cure(tmp_path: Path) -> None:
-    node = onnx.helper.make_node("Mod", ["a", "a"], ["b"], name="remainder")
+    node = onnx.helper.make_node("Mish", ["a"], ["b"], name="activation")
     sides = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
     graph = onnx.helper.make_graph([node], "g", sides[:1], sides[1:])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
     result = compress("lint", tmp_path / "m.onnx", "--target", "jetson")
     assert result.exit_code == 4
     assert "R1" in result.stdout
-    assert "remainder" in result.stdout
+    assert "activation" in result.stdout
     findings = json.loads(compress("lint", tmp_path / "m.onnx", "--json").stdout)
     assert {"rule", "node", "message", "cure"} == set(findings[0])
 
@@ -503,5 +503,5 @@ def test_lint_tells_what_is_wrong_with_several_nodes_once(tmp_path: Path) -> Non
     onnx.save(model, tmp_path / "student.onnx")
     result = compress("lint", tmp_path / "student.onnx", "--target", "nvidia-gpu")
     assert result.exit_code == 4
-    assert "first.conv, second.conv: nvidia-gpu has no operator com.vendor.Conv." in " ".join(result.stdout.split())
+    assert "first.conv, second.conv: TensorRT has no operator com.vendor.Conv." in " ".join(result.stdout.split())
     assert "4 findings." in result.stdout
