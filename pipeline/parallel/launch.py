@@ -147,7 +147,11 @@ def joined(known: Callable[[BaseException], CompressError | None], *, otherwise:
         world.average(torch.zeros(1))  # Nobody leaves, and takes the store along, before all have come this far.
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _cause(error, board, known) from error
+        cause = _cause(error, board, known)
+        if not world.leads and isinstance(cause, CompressError):
+            # It has said what it had to; ending slowly, it is aborted by the threads of a connection whose other end has gone.
+            os._exit(cause.exit_code)
+        raise cause from error
     finally:
         watch.over.set()
     dist.destroy_process_group()
