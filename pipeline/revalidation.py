@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from compress.exporters.bundle import sha256_of
 from compress.exporters.deploy import PLAN_NAME
-from compress.exporters.runners import EngineRunner, TorchRunner
+from compress.exporters.runners import EngineRunner
 from compress.exporters.targets import Gates
 from compress.pipeline.delivered import read_probes, read_report
+from compress.pipeline.distillation.stage import STUDENT_FILE
 from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
@@ -29,7 +30,7 @@ from compress.pipeline.validation import (
     Origin,
     concluded,
     decisive,
-    examine_graphs,
+    examine_files,
     fidelity_of,
     judged,
     made_from,
@@ -86,10 +87,8 @@ def revalidate(
         what = error.errors()[0]
         raise UsageError(f"The limit {what['loc'][0]} cannot be {what['input']:g}: {what['msg']}.") from error
     examination = Examination(probes, limits, report.labels)
-    student = _student(folder, report)
-    weights, on_cpu = folder / "student.safetensors", report.target.timed_on_cpu
-    in_torch = fidelity_of(weights, "fp32", TorchRunner(student), examination, on_device=on_cpu)
-    graphs = examine_graphs(folder, report.export.graphs, report.target, examination, in_torch)
+    weights, student = folder / STUDENT_FILE, _student(folder, report)
+    in_torch, graphs = examine_files(weights, student, folder, report.export.graphs, report.target, examination)
     deciding, engines = decisive(graphs, report.export.graphs), []
     if receipt is not None:
         engines = [_engine_of(receipt, report, folder, examination, graphs)]
@@ -103,10 +102,10 @@ def revalidate(
 def _student(folder: Path, report: ReportData) -> Normalised:
     try:
         student = Normalised(build(report.distill.spec), report.teacher.input.mean, report.teacher.input.std)
-        student.load_state_dict(load_file(folder / "student.safetensors"))
+        student.load_state_dict(load_file(folder / STUDENT_FILE))
     except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"'{folder}/student.safetensors' is not the student that its report tells of.", "Copy the delivery again."
+            f"'{folder}/{STUDENT_FILE}' is not the student that its report tells of.", "Copy the delivery again."
         ) from error
     return student
 

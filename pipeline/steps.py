@@ -43,7 +43,7 @@ from compress.pipeline.validation import (
     Examination,
     concluded,
     decisive,
-    examine_graphs,
+    examine_files,
     fidelity_of,
     made_from,
     origin_of,
@@ -315,11 +315,10 @@ def validate(
     def produce(own: Path) -> ValidateRecord:
         probes = _enough_probes(space, own)
         examination = Examination(probes, gates, labels)
-        weights = space.file("distill", STUDENT_FILE)
-        runner, on_cpu = TorchRunner(space.student(student)), space.target.timed_on_cpu
-        in_torch = fidelity_of(weights, "fp32", runner, examination, on_device=on_cpu)
-        folder = space.results["export"].folder
-        graphs = examine_graphs(folder, exported.graphs, space.target, examination, in_torch)
+        weights, folder = space.file("distill", STUDENT_FILE), space.results["export"].folder
+        in_torch, graphs = examine_files(
+            weights, space.student(student), folder, exported.graphs, space.target, examination
+        )
         deciding, engines = decisive(graphs, exported.graphs), []
         if exported.engine.built:
             plan = space.file("export", PLAN_NAME)

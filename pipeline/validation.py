@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.exporters.divergence import layer_noise, start_of_loss
-from compress.exporters.runners import Logits, OnnxRunner, Runner, median_latency_ms
+from compress.exporters.runners import Logits, OnnxRunner, Runner, TorchRunner, median_latency_ms
 from compress.exporters.targets import Gates, Target
 from compress.pipeline.copies import copied, repeated
 from compress.pipeline.device import cpu_name
@@ -111,6 +111,19 @@ def judged(
     if origin is not None:
         row = row.model_copy(update={"step": measure_step(origin.row, row, origin.logits, logits)})
     return Examined(row, logits)
+
+
+def examine_files(
+    weights: Path,
+    student: nn.Module,
+    folder: Path,
+    graphs: Sequence[ExportedGraph],
+    target: Target,
+    examination: Examination,
+) -> tuple[Examined, list[Examined]]:
+    """The student in PyTorch, and every ONNX file that was made from it."""
+    in_torch = fidelity_of(weights, "fp32", TorchRunner(student), examination, on_device=target.timed_on_cpu)
+    return in_torch, examine_graphs(folder, graphs, target, examination, in_torch)
 
 
 def examine_graphs(
