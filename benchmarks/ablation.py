@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from compress.pipeline.fidelity import proportion
+from compress.pipeline.proportions import proportion
 from real_agreement import Images, Measured, answers, find_teacher, read_images
 
 ON_PROCESSOR_TIME = Path(__file__).with_name("on_processor_time.py")

@@ -19,7 +19,7 @@ from compress.exporters.runners import TorchRunner
 from compress.pipeline.device import choose_compute, derived_seed
 from compress.pipeline.distillation.learner import Learner
 from compress.pipeline.distillation.schedule import learning_rate
-from compress.pipeline.fidelity import proportion
+from compress.pipeline.proportions import proportion
 from compress.pipeline.report import text
 from compress.pipeline.settings import Settings, assignment, merge, resolve_settings
 from compress.pipeline.students import plan_student

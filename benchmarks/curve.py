@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from compress.exporters.runners import TorchRunner
-from compress.pipeline.fidelity import proportion
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.proportions import proportion
 from compress.pipeline.report import text
 from compress.pipeline.teacher import Teacher
 from compress.pipeline.tensor_files import under

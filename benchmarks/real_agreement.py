@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 
 from compress.exporters.runners import OnnxRunner, TorchRunner
 from compress.pipeline.errors import CompressError, UsageError
-from compress.pipeline.fidelity import proportion
 from compress.pipeline.networks import build
 from compress.pipeline.networks.normalised import Normalised
+from compress.pipeline.proportions import proportion
 from compress.pipeline.records import Proportion
 from compress.pipeline.report import text
 from compress.pipeline.settings import TeacherSettings

@@ -82,7 +82,7 @@ def read_probes(folder: Path) -> Probes:
         probes = Probes.load(folder / PROBES_FILE)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.") from error
-    lengths = {len(probes.teacher_logits), len(probes.targets), len(probes.kind), len(probes.images)}
+    lengths = {len(array) for array in probes._asdict().values()}
     if probes.images.dtype != np.uint8 or probes.images.ndim != 4 or len(lengths) > 1:
         raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.")
     return probes
@@ -102,10 +102,15 @@ def rebuild_report(folder: Path) -> tuple[str, ...]:
     if not os.access(folder, os.W_OK):
         raise UsageError(f"'{folder}' cannot be written.", "Copy it to where it can be.")
     with friendly_os_errors(folder), _alone(folder):
-        files = render(report, probe_samples(read_probes(folder).images), _class_grids(folder, report))
+        files = render(report, _samples(folder), _class_grids(folder, report))
         del files[REPORT_FILE]
         replace_delivered(folder, files)
     return tuple(files)
+
+
+def _samples(folder: Path) -> bytes:
+    probes = read_probes(folder)
+    return probe_samples(probes.images, probes.kind)
 
 
 def _alone(folder: Path) -> AbstractContextManager[None]:

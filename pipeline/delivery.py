@@ -84,7 +84,7 @@ def package(space: Workspace, report: ReportData) -> None:
     grids = _class_grids(space, report.distill)
     files = {
         **_exported(space.results["export"].folder),
-        **render(report, probe_samples(space.probes.images), grids),
+        **render(report, probe_samples(space.probes.images, space.probes.kind), grids),
         **grids,  # The page holds them, too, but a page is no place to get them back from.
         "student.safetensors": space.file("distill", STUDENT_FILE),
         "student.json": _student_json(report),

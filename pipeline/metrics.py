@@ -16,7 +16,7 @@ Z_95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
 
 
-def wilson_interval(successes: float, total: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: float, total: float, z: float = Z_95) -> tuple[float, float]:
     """Interval, low and high in [0, 1], of the share behind `successes` out of `total` independent trials.
 
     With p = successes / n: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n); all of [0, 1] when n is 0.
@@ -45,6 +45,26 @@ def probes_to_settle(value: float, limit: float, z: float = Z_95) -> int | None:
     if value == limit:
         return None
     return math.floor(z**2 * limit * (1 - limit) / (value - limit) ** 2) + 1
+
+
+def design_effect(successes: Mask, groups: NDArray[np.integer]) -> float:
+    """How many images tell as much as one independent one, where those of one group `[N]` are alike; 1 or more.
+
+    The variance of the share of successes `[N]`, estimated between groups, over that of independent images:
+    Σ_g (s_g - p n_g)² / (n p (1 - p)), for groups of n_g images with s_g successes. Two more groups of mean size are counted,
+    one that succeeds and one that fails: where next to no image fails it is therefore that size, for want of evidence.
+
+    Source: Kish, "Survey Sampling" (1965), the design effect of a sample in clusters, by its ratio estimator.
+    """
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if len(sizes) == len(groups):
+        return 1.0
+    typical = float(sizes.mean())
+    won = np.append(np.bincount(number, weights=successes), [typical, 0.0])
+    sizes = np.append(sizes, [typical, typical])
+    share = won.sum() / sizes.sum()
+    between = float(((won - share * sizes) ** 2).sum())
+    return max(1.0, between / float(sizes.sum() * share * (1 - share)))
 
 
 def finite_rows(logits: Logits) -> Mask:

@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.exporters.targets import Target
+from compress.pipeline.advice import advice_on, remarks
 from compress.pipeline.comparison import Comparison, Measured
-from compress.pipeline.fidelity import advice_on, remarks, verdict_sentence
+from compress.pipeline.fidelity import verdict_sentence
 from compress.pipeline.records import Finding, ValidateRecord
 from compress.pipeline.report import render_table, text
 from compress.pipeline.report.data import strict_json

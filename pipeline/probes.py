@@ -26,23 +26,32 @@ from compress.pipeline.synthesis.pool import as_float
 from compress.pipeline.synthesis.synthesiser import Synthesiser
 from compress.pipeline.teacher import Teacher
 
-KINDS = ("synthesised", "augmented", "mixed", "between", "boundary")
+VIEWS = {"synthesised": 1.0, "augmented": 0.5, "mixed": 0.5, "between": 0.25, "boundary": 0.25}
+"""Of the synthesised images, how many are shown in which way; that makes 40, 20, 20, 10 and 10 % of the probes. As they are,
+images flatter a student, those between classes are harder than real ones; with these shares the agreement of good students
+came nearest to that on real images, see `benchmarks/README.md`."""
 
-TWENTIETHS = (8, 4, 4, 2, 2)
-"""Of the probes are of each kind. Synthesised images alone flatter a student, those between classes are harder than real ones;
-with these shares the agreement of good students came nearest to that on real images, see `benchmarks/README.md`."""
+KINDS = tuple(VIEWS)
+VIEWS_OF_AN_IMAGE = sum(VIEWS.values())
 
-PROBES_A_CLASS = 3
-"""At least, on average; with fewer, a class that the teacher names on most of its images could go unseen."""
+IMAGES_A_CLASS = 3
+"""Synthesised at least, on average; with fewer, a class that the teacher names on most of its images could go unseen."""
 
 
 class Probes(NamedTuple):
-    """Images uint8 `[N, C, H, W]`, what the teacher says `[N, K]`, the classes asked for `[N]` and the kind `[N]`."""
+    """Images uint8 `[N, C, H, W]`, what the teacher says `[N, K]`, the classes asked for `[N]`, the kind `[N]`, and the number
+    `[N]` of the synthesised image that each is a view of."""
 
     images: NDArray[np.uint8]
     teacher_logits: NDArray[np.float32]
     targets: NDArray[np.int64]
     kind: NDArray[np.str_]
+    origin: NDArray[np.int64]
+
+    @property
+    def made_for_a_class(self) -> NDArray[np.bool_]:
+        """Those `[N]` that are shown as they were synthesised, each to show one class."""
+        return np.asarray(self.kind == KINDS[0])
 
     def save(self, path: Path) -> None:
         """Write as `npz`, with time stamps that depend on nothing."""
@@ -100,8 +109,8 @@ def make_probes(
     *,
     purpose: str = "probes",
 ) -> Probes:
-    """The probes of the verdict: as synthesised; shifted and mirrored; mixed in pairs, some so far that the teacher is hardly
-    sure; and moved towards a boundary between classes.
+    """The probes of the verdict: images as synthesised; shifted and mirrored; mixed in pairs, some so far that the teacher is
+    hardly sure; and moved towards a boundary between classes. An image is shown in several of these ways.
 
     Another `purpose` gives other probes.
     """
@@ -116,21 +125,27 @@ def make_probes(
         on_batch=on_batch,
     )
     torch.manual_seed(derived_seed(settings.seed, purpose, "kinds"))
-    kind = np.repeat(KINDS, TWENTIETHS)[torch.randperm(len(images)).numpy() % sum(TWENTIETHS)]
-    floats = as_float(images)
     augment = Augmentation.for_input(teacher.record.input, settings.synthesis)
-    augmented, mixed, between, boundary = (torch.from_numpy(kind == name) for name in KINDS[1:])
-    floats[augmented] = augment(floats[augmented])
-    floats[mixed] = mix(floats[mixed], 0.6, 0.8)
-    floats[between] = mix(floats[between], 0.5, 0.65)
-    if boundary.any():
-        floats[boundary] = towards_boundary(teacher, floats[boundary], settings.synthesis.batch_size)
-    final = (floats * 255).round().to(torch.uint8)
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "synthesised": lambda shown: shown,
+        "augmented": lambda shown: augment(shown),
+        "mixed": lambda shown: mix(shown, 0.6, 0.8),
+        "between": lambda shown: mix(shown, 0.5, 0.65),
+        "boundary": lambda shown: towards_boundary(teacher, shown, settings.synthesis.batch_size),
+    }
+    origin = {kind: torch.randperm(len(images))[: math.ceil(share * len(images))] for kind, share in VIEWS.items()}
+    origin[KINDS[0]] = torch.arange(len(images))
+    shown = {kind: way(as_float(images[origin[kind].to(images.device)])) for kind, way in ways.items()}
+    # Shuffled, so that the first few are of all kinds.
+    order = torch.randperm(sum(map(len, shown.values())))
+    final = (torch.cat(list(shown.values())) * 255).round().to(torch.uint8)[order.to(images.device)]
+    origins = torch.cat([origin[kind] for kind in shown])[order]
     return Probes(
         images=final.cpu().contiguous().numpy(),
         teacher_logits=teacher_logits(teacher, final).cpu().numpy(),
-        targets=targets.cpu().numpy(),
-        kind=kind,
+        targets=targets.cpu()[origins].numpy(),
+        kind=np.repeat(KINDS, [len(views) for views in shown.values()])[order.numpy()],
+        origin=origins.numpy(),
     )
 
 
@@ -144,28 +159,28 @@ def with_more(
     on_batch: Callable[[], None] = lambda: None,
 ) -> Probes:
     """The probes with as many more as it takes to have `least` of them; those that are there stay as they are."""
-    batches = math.ceil((least - len(probes.images)) / settings.synthesis.batch_size)
+    batches = _batches(least - len(probes.images), settings)
     if batches <= 0:
         return probes
     asked = settings.model_copy(update={"probes": settings.probes.model_copy(update={"batches": batches})})
     more = make_probes(teacher, embeddings, asked, compute, on_batch, purpose="more probes")
-    return Probes(
-        images=np.concatenate([probes.images, more.images]),
-        teacher_logits=np.concatenate([probes.teacher_logits, more.teacher_logits]),
-        targets=np.concatenate([probes.targets, more.targets]),
-        kind=np.concatenate([probes.kind, more.kind]),
-    )
+    more = more._replace(origin=more.origin + 1 + probes.origin.max(initial=-1))
+    return Probes(**{name: np.concatenate([getattr(probes, name), getattr(more, name)]) for name in Probes._fields})
 
 
 def batches_for(probes: int, settings: Settings) -> int:
     """How many batches, those of new generators' warm-up among them, make so many probes."""
-    batches = math.ceil(probes / settings.synthesis.batch_size)
+    batches = _batches(probes, settings)
     return batches + min(batches, settings.probes.generators) * settings.probes.warmup_batches
 
 
+def _batches(probes: int, settings: Settings) -> int:
+    return math.ceil(probes / (VIEWS_OF_AN_IMAGE * settings.synthesis.batch_size))
+
+
 def with_enough_probes(settings: Settings, num_classes: int) -> Settings:
-    """The settings with batches enough for `PROBES_A_CLASS` probes of each class, since the verdict must see them all."""
-    least = math.ceil(PROBES_A_CLASS * num_classes / settings.synthesis.batch_size)
+    """The settings with batches enough for `IMAGES_A_CLASS` images of each class, since the verdict must see them all."""
+    least = math.ceil(IMAGES_A_CLASS * num_classes / settings.synthesis.batch_size)
     probes = settings.probes.model_copy(update={"batches": max(settings.probes.batches, least)})
     return settings.model_copy(update={"probes": probes})
 

@@ -244,6 +244,8 @@ class Proportion(Record):
     low: float
     high: float
     total: int
+    design_effect: float = 1.0
+    """How many of the images tell as much as one would that is like no other; the interval allows for it."""
 
 
 class Gate(Record):
@@ -254,6 +256,8 @@ class Gate(Record):
     measured: str
     verdict: Verdict
     explanation: str
+    settled_by: int | None = None
+    """How many probes would decide it if nothing else changed, where it is open for want of them."""
 
 
 class LayerNoise(Record):
@@ -298,33 +302,57 @@ class Step(Record):
     """Where a step lost more than its share."""
 
 
-class ArtifactFidelity(Record):
-    """One row of the fidelity ledger: an artifact against the teacher, on the probes."""
+class Measures(Record):
+    """How near the answers to some images are to the teacher's."""
 
-    artifact: str
-    precision: str
-    size_bytes: int
-    latency_ms: float | None
-    """Median of one image: of an engine on its GPU, of anything else on the CPU that ran `compress`, with as many threads as
-    the runtime chooses."""
     agreement: Proportion
-    agreement_by_kind: dict[str, Proportion]
-    agreement_by_class: tuple[Proportion, ...]
+    """Images on which the two name the same class."""
     top5_agreement: Proportion | None
-    """None with five classes or fewer, where it would always be 1."""
+    """Those on which the teacher's class is among the first five; None with five classes or fewer."""
     mean_kl: float
     kl_p99: float
     sqnr_db: float
     margin_weighted_agreement: float
-    """Agreement where a probe counts by how far the teacher's first class is ahead of its second."""
+    """Agreement where an image counts by how far the teacher's first class is ahead of its second."""
     confidence_shift: float
     """How much surer of itself it is than the teacher, in [-1, 1]."""
+
+
+class LedgerRow(Measures):
+    """A form of the student against the teacher, on the probes, and against the form that it was made from."""
+
+    artifact: str
+    precision: str
+    step: Step | None = None
+    """None for the first form."""
+
+
+class ArtifactFidelity(LedgerRow):
+    """One row of the fidelity ledger: a delivered file."""
+
+    size_bytes: int
+    latency_ms: float | None
+    """Median of one image: of an engine on its GPU, of anything else on the CPU that ran `compress`, with as many threads as
+    the runtime chooses."""
+    by_kind: dict[str, Measures]
+    """The same for each kind of probes."""
+    agreement_by_class: tuple[Proportion, ...]
+    """On the probes that the teacher puts into each class."""
+    confusion: tuple[tuple[int, ...], ...] | None
+    """Probes by the teacher's class, the rows, and the artifact's; None with many classes."""
     confusions: tuple[Confusion, ...]
     """The most frequent, each at least twice."""
-    step: Step | None = None
-    """None for the float student, which is the first."""
     gates: tuple[Gate, ...]
     verdict: Verdict
+
+
+class TeacherCost(Record):
+    """What the teacher takes, for comparison."""
+
+    size_bytes: int
+    """Of its parameters in float32."""
+    latency_ms: float
+    """Median of one image in PyTorch, on the CPU that ran `compress`."""
 
 
 class ProbeAdequacy(Record):
@@ -378,8 +406,14 @@ class ValidateRecord(Record):
     """Every artifact against the teacher."""
 
     probes: int
+    probe_images: int
+    """Synthesised images that they are views of."""
     probe_kinds: dict[str, int]
     adequacy: ProbeAdequacy
+    teacher: TeacherCost | None = None
+    """None where a delivered folder is judged again, which has no teacher."""
+    undelivered: tuple[LedgerRow, ...] = ()
+    """Forms of the student that the delivered ones were made from: its last weights, and the fake-quantized one."""
     ledger: tuple[ArtifactFidelity, ...]
     shipped: str
     """The artifact in the ledger that decides the verdict."""

@@ -86,7 +86,9 @@ def revalidate(
     except ValidationError as error:
         what = error.errors()[0]
         raise UsageError(f"The limit {what['loc'][0]} cannot be {what['input']:g}: {what['msg']}.") from error
-    examination = Examination(probes, limits, report.labels)
+    adequacy = report.validation.adequacy
+    origin = Origin(adequacy.copied, adequacy.batch_norm_shift)
+    examination = Examination.on(probes, origin, limits, report.labels)
     weights, student = folder / STUDENT_FILE, _student(folder, report)
     in_torch, graphs = examine_files(weights, student, folder, report.export.graphs, report.target, examination)
     deciding, engines = decisive(graphs, report.export.graphs), []
@@ -94,9 +96,7 @@ def revalidate(
         engines = [_engine_of(receipt, report, folder, examination, graphs)]
     elif engine:
         engines = [_engine_here(folder / PLAN_NAME, report, examination, graphs)]
-    adequacy = report.validation.adequacy
-    origin = Origin(adequacy.copied, adequacy.batch_norm_shift)
-    return concluded([in_torch, *graphs, *engines], engines or deciding, probes, origin)
+    return concluded([in_torch, *graphs, *engines], engines or deciding, examination)
 
 
 def _student(folder: Path, report: ReportData) -> Normalised:

@@ -184,8 +184,8 @@ class DistillSettings(Section):
 class ProbeSettings(Section):
     """Held-out synthetic images that nothing was trained on."""
 
-    batches: int = Field(default=6, ge=1)
-    """Synthetic batches, each of its own seed, that the probes of the verdict are made from."""
+    batches: int = Field(default=8, ge=1)
+    """Synthetic batches, each of its own seed, that the probes of the verdict are views of: two and a half of each image."""
     generators: int = Field(default=1, ge=1)
     """Freshly initialised generators that share the work."""
     warmup_batches: int = Field(default=4, ge=0)

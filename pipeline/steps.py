@@ -13,7 +13,7 @@ from compress.exporters.targets import Precision, Typed
 from compress.exporters.tensorrt_engine import build_engine, find_tensorrt
 from compress.pipeline.device import cpu_name, derived_seed
 from compress.pipeline.distillation.checkpoint import RESUME_FILES
-from compress.pipeline.distillation.stage import POOL_FILE, PROBES_FILE, STUDENT_FILE
+from compress.pipeline.distillation.stage import LAST_FILE, POOL_FILE, PROBES_FILE, STUDENT_FILE
 from compress.pipeline.distillation.stage import distill as distill_student
 from compress.pipeline.distillation.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from compress.pipeline.distillation.tensorboard import Curves
@@ -31,6 +31,7 @@ from compress.pipeline.records import (
     Finding,
     HoldoutRecord,
     QuantizeRecord,
+    TeacherCost,
     TeacherRecord,
     ValidateRecord,
 )
@@ -45,9 +46,11 @@ from compress.pipeline.validation import (
     decisive,
     examine_files,
     fidelity_of,
+    latency_of,
     made_from,
     origin_of,
     runner_of,
+    undelivered,
 )
 from compress.pipeline.workspace import (
     EMBEDDINGS_FILE,
@@ -299,7 +302,8 @@ def validate(
     """Every artifact against the teacher, on probes that nothing was trained on; real images change no verdict."""
     gates, least = space.settings.gates, space.settings.probes.least
     inputs = {
-        "student": space.sha256("distill", STUDENT_FILE),
+        "student": [space.sha256("distill", name) for name in (STUDENT_FILE, LAST_FILE)],
+        "quantized": space.sha256("quantize", QUANTIZED_FILE) if space.target.int8 else None,
         "graphs": [graph.sha256 for graph in exported.graphs],
         "engine": space.sha256("export", PLAN_NAME) if exported.engine.built else None,
         "cpu": cpu_name(),
@@ -313,20 +317,25 @@ def validate(
     }
 
     def produce(own: Path) -> ValidateRecord:
-        probes = _enough_probes(space, own)
-        examination = Examination(probes, gates, labels)
+        probes, teacher = _enough_probes(space, own), _teacher_on_device(space)
+        pool = ImagePool.load(space.file("distill", POOL_FILE)).images
+        examination = Examination.on(probes, origin_of(probes, pool, teacher), gates, labels)
         weights, folder = space.file("distill", STUDENT_FILE), space.results["export"].folder
+        last = undelivered("last weights", "fp32", TorchRunner(space.student(student, LAST_FILE)), examination)
         in_torch, graphs = examine_files(
-            weights, space.student(student), folder, exported.graphs, space.target, examination
+            weights, space.student(student), folder, exported.graphs, space.target, examination, last
         )
+        forms = [last]
+        if space.target.int8 is not None:
+            rounded = TorchRunner(space.quantized_student(student))
+            forms.append(undelivered("fake-quantized", "int8", rounded, examination, in_torch))
         deciding, engines = decisive(graphs, exported.graphs), []
         if exported.engine.built:
             plan = space.file("export", PLAN_NAME)
             made = made_from(exported.engine.details.get("onnx_sha256"), exported.graphs, graphs)
             engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=made)]
-        pool = ImagePool.load(space.file("distill", POOL_FILE)).images
-        origin = origin_of(probes, pool, _teacher_on_device(space))
-        record = concluded([in_torch, *graphs, *engines], engines or deciding, probes, origin)
+        cost = _cost_of_teacher(space, examination)
+        record = concluded([in_torch, *graphs, *engines], engines or deciding, examination, forms, cost)
         real = _on_real_images(space, student, exported, holdout) if holdout else None
         return record.model_copy(update={"holdout": real})
 
@@ -350,6 +359,14 @@ def _enough_probes(space: Workspace, folder: Path) -> Probes:
     probes = with_more(probes, least, teacher, space.embeddings(), space.settings, space.compute, on_batch)
     probes.save(folder / PROBES_FILE)
     return probes
+
+
+def _cost_of_teacher(space: Workspace, examination: Examination) -> TeacherCost:
+    """On the CPU, as the students are timed."""
+    network = space.teacher.to(torch.device("cpu"), torch.channels_last).network
+    with TorchRunner(network) as runner:
+        latency_ms = latency_of(runner, examination)
+    return TeacherCost(size_bytes=4 * space.teacher.record.parameters, latency_ms=latency_ms)
 
 
 def _on_real_images(

@@ -94,11 +94,11 @@ class Workspace:
         """Label-text embeddings `[num_classes, dimension]`."""
         return load_file(self.file("embed", EMBEDDINGS_FILE))["embeddings"]
 
-    def student(self, record: DistillRecord) -> Normalised:
-        """The distilled student, on the CPU, in eval mode."""
+    def student(self, record: DistillRecord, weights: str = STUDENT_FILE) -> Normalised:
+        """The distilled student with one of its files of weights, on the CPU, in eval mode."""
         teacher_input = self.teacher.record.input
         student = Normalised(build(record.spec), teacher_input.mean, teacher_input.std)
-        student.load_state_dict(load_file(self.file("distill", STUDENT_FILE)))
+        student.load_state_dict(load_file(self.file("distill", weights)))
         return student.eval()
 
     def quantized_student(self, record: DistillRecord) -> fx.GraphModule:

@@ -10,7 +10,7 @@ import pytest
 
 from compress.exporters.bundle import write_manifest
 from compress.pipeline.comparison import intervals_of
-from compress.pipeline.fidelity import proportion
+from compress.pipeline.proportions import proportion
 from compress.pipeline.records import Proportion
 from tests.command import compress
 from tests.test_run import OPTIONS

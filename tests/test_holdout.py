@@ -16,8 +16,8 @@ from PIL import Image
 from compress.exporters.camera_input import Bytes
 from compress.exporters.runners import Images, TorchRunner
 from compress.pipeline.errors import CompressError, InputError, MissingResourceError, UsageError
-from compress.pipeline.fidelity import proportion
 from compress.pipeline.holdout import Holdout, measure, open_holdout
+from compress.pipeline.proportions import proportion
 from compress.pipeline.records import InputSpec
 from compress.pipeline.teacher import Teacher
 from tests.command import LABELS

@@ -135,48 +135,57 @@ def test_one_image_alone_mixes_with_itself() -> None:
 
 def test_the_kinds_have_their_shares(made: Probes) -> None:
     assert KINDS == ("synthesised", "augmented", "mixed", "between", "boundary")
-    # 8, 4, 4, 2 and 2 twentieths of 40
-    assert [int((made.kind == kind).sum()) for kind in KINDS] == [16, 8, 8, 4, 4]
+    # All of 40 images, half, half, a quarter and a quarter of them: 40, 20, 20, 10 and 10 % of 100 probes.
+    assert [int((made.kind == kind).sum()) for kind in KINDS] == [40, 20, 20, 10, 10]
+    assert len(set(made.kind[:15].tolist())) > 2  # the first few are not of one kind
 
 
 def test_each_kind_is_what_it_says(made: Probes) -> None:
-    before = held_out().numpy()
+    images = held_out().numpy()
+    before = images[made.origin]
     same = (made.images == before).all(axis=(1, 2, 3))
-    assert same[made.kind == "synthesised"].all()
+    assert same[made.made_for_a_class].all()
+    assert sorted(made.origin[made.made_for_a_class]) == list(range(40))
     assert not same[np.isin(made.kind, ["mixed", "between", "boundary"])].any()
     augmented = made.kind == "augmented"
     for image, view in zip(before[augmented], made.images[augmented], strict=True):
         views = every_view(torch.from_numpy(image).float(), padding=1, flip=True)
         assert matches(torch.from_numpy(view).float(), views)
     for kind in ("mixed", "between"):
-        mixed = made.kind == kind
-        others = np.roll(before[mixed], 1, axis=0)
-        low, high = np.minimum(before[mixed], others), np.maximum(before[mixed], others)
-        assert ((low <= made.images[mixed]) & (made.images[mixed] <= high)).all()
+        for image, view in zip(before[made.kind == kind], made.images[made.kind == kind], strict=True):
+            inside = (np.minimum(image, images) <= view) & (view <= np.maximum(image, images))
+            assert inside.all(axis=(1, 2, 3)).any()  # between its own image and another one
     boundary = made.kind == "boundary"
     moved = towards_boundary(tiny_teacher(), torch.from_numpy(before[boundary]) / 255)
     assert np.array_equal((moved * 255).round().to(torch.uint8).numpy(), made.images[boundary])
 
 
+def test_each_way_shows_an_image_once_at_most(made: Probes) -> None:
+    for kind in KINDS:
+        origin = made.origin[made.kind == kind]
+        assert len(set(origin.tolist())) == len(origin)
+
+
 def test_more_probes_leave_those_that_are_there_as_they_are_and_repeat_none(made: Probes) -> None:
-    more = with_more(made, 50, tiny_teacher(), tiny_embeddings(), settings(), CPU)
-    assert len(more.images) == 60  # in whole batches of 20
+    more = with_more(made, 110, tiny_teacher(), tiny_embeddings(), settings(), CPU)
+    assert len(more.images) == 150  # in whole batches of 20 images, 50 views
     for name in Probes._fields:
-        assert np.array_equal(getattr(more, name)[:40], getattr(made, name)), name
-    assert len({image.tobytes() for image in more.images}) == 60
+        assert np.array_equal(getattr(more, name)[:100], getattr(made, name)), name
+    assert set(more.origin[100:].tolist()) == set(range(40, 60))  # views of other images
+    assert len({image.tobytes() for image in more.images[more.made_for_a_class]}) == 60
     logits = tiny_teacher().logits(torch.from_numpy(more.images) / 255)
     torch.testing.assert_close(torch.from_numpy(more.teacher_logits), logits)
 
 
 def test_enough_probes_get_no_more(made: Probes) -> None:
-    assert with_more(made, 40, tiny_teacher(), tiny_embeddings(), settings(), CPU) is made
+    assert with_more(made, 100, tiny_teacher(), tiny_embeddings(), settings(), CPU) is made
 
 
-@pytest.mark.parametrize(("probes", "batches"), [(1, 2), (20, 2), (21, 3), (100, 6)])
+@pytest.mark.parametrize(("probes", "batches"), [(1, 2), (50, 2), (51, 3), (250, 6)])
 def test_batches_are_counted_with_those_that_warm_a_generator_up(made: Probes, probes: int, batches: int) -> None:
     heard: list[None] = []
-    assert batches_for(probes, settings()) == batches  # ceil(probes / 20), and one of warm-up
-    nothing = Probes(made.images[:0], made.teacher_logits[:0], made.targets[:0], made.kind[:0])
+    assert batches_for(probes, settings()) == batches  # ceil(probes / 50), and one of warm-up
+    nothing = Probes(**{name: array[:0] for name, array in made._asdict().items()})
     with_more(nothing, probes, tiny_teacher(), tiny_embeddings(), settings(), CPU, lambda: heard.append(None))
     assert len(heard) == batches
 
@@ -184,7 +193,7 @@ def test_batches_are_counted_with_those_that_warm_a_generator_up(made: Probes, p
 def test_probes_carry_the_teachers_answers_to_their_final_bytes(made: Probes) -> None:
     images = torch.from_numpy(made.images) / 255
     torch.testing.assert_close(torch.from_numpy(made.teacher_logits), tiny_teacher().logits(images))
-    assert made.targets.tolist() == [0, 1, 2, 3] * 10
+    assert made.targets.tolist() == (made.origin % 4).tolist()  # classes in turns
 
 
 def test_probes_are_the_same_whatever_was_drawn_before(made: Probes) -> None:
@@ -197,13 +206,14 @@ def test_probes_are_the_same_whatever_was_drawn_before(made: Probes) -> None:
 def test_two_probes_are_enough_to_make_some() -> None:
     few = tiny_settings(synthesis={"batch_size": 2, "steps": 1}, probes={"batches": 1, "warmup_batches": 0})
     made = make_probes(tiny_teacher(), tiny_embeddings(), few, CPU)
-    assert made.images.shape == (2, 3, 8, 8)
+    # both as they are, one and one of the first two ways, a half of an image and so one of the others
+    assert made.images.shape == (6, 3, 8, 8)
     assert set(made.kind.tolist()) <= set(KINDS)
 
 
 def test_grey_probes_keep_their_one_channel() -> None:
     made = make_probes(tiny_teacher(channels=1), tiny_embeddings(), settings(), CPU)
-    assert made.images.shape == (40, 1, 8, 8)
+    assert made.images.shape == (100, 1, 8, 8)
 
 
 # Their file
@@ -246,10 +256,10 @@ def test_a_sequence_of_classes_repeats_none_before_all_came() -> None:
 def test_batches_smaller_than_the_classes_share_them_out() -> None:
     few = tiny_settings(synthesis={"batch_size": 3, "steps": 1}, probes={"batches": 4, "warmup_batches": 0})
     made = make_probes(tiny_teacher(), tiny_embeddings(), few, CPU)
-    assert np.bincount(made.targets, minlength=4).tolist() == [3, 3, 3, 3]
+    assert np.bincount(made.targets[made.made_for_a_class], minlength=4).tolist() == [3, 3, 3, 3]
 
 
-def test_there_are_three_probes_a_class_at_least() -> None:
+def test_there_are_three_images_a_class_at_least() -> None:
     usual = tiny_settings(synthesis={"batch_size": 100}, probes={"batches": 6})
     assert with_enough_probes(usual, 200).probes.batches == 6
     assert with_enough_probes(usual, 1000).probes.batches == 30  # 3 * 1000 / 100

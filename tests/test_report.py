@@ -22,6 +22,8 @@ from rich.console import Console
 from compress.exporters.camera_input import with_camera_input
 from compress.exporters.targets import Gates, Target
 from compress.pipeline import fidelity
+from compress.pipeline.adequacy import assess_adequacy
+from compress.pipeline.proportions import proportion
 from compress.pipeline.records import (
     DistillRecord,
     EmbeddingRecord,
@@ -34,15 +36,19 @@ from compress.pipeline.records import (
     HoldoutRow,
     InputSpec,
     LayerCost,
+    LedgerRow,
     Proportion,
     QuantizeRecord,
     SampleGrid,
+    Step,
+    TeacherCost,
     TeacherRecord,
     ValidateRecord,
     Verdict,
 )
-from compress.pipeline.report import ReportData, charts, render, render_table, sample_grid, sections, text
+from compress.pipeline.report import ReportData, charts, render, render_table, sections, text
 from compress.pipeline.report.junit import to_junit
+from compress.pipeline.report.png import class_grid, probe_samples
 
 DIGITS = tuple(
     f"digit {name}" for name in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -58,6 +64,10 @@ def imitation(teacher: Any, mistakes: int, noise: float) -> Any:
     return student
 
 
+def a_step(origin: str) -> Step:
+    return Step(origin=origin, agreement=proportion(99, 100), mean_kl=0.01, sqnr_db=20.0, lost=0.01)
+
+
 def validation(
     num_classes: int = 10,
     mistakes: int = 27,
@@ -70,7 +80,8 @@ def validation(
     targets = random.integers(0, num_classes, probes)
     teacher = random.normal(0, 1, (probes, num_classes)).astype(np.float32)
     teacher[np.arange(probes), targets] += margin
-    kinds = random.choice(["synthesised", "synthesised", "mixed", "augmented"], probes)
+    kinds, origin = random.choice(["synthesised", "synthesised", "mixed", "augmented"], probes), np.arange(probes) // 2
+    adequacy = assess_adequacy(teacher, targets, kinds == "synthesised")
     artifacts = (
         ("student.onnx", "fp32", 1_120_000, 1.84, 60, 0.3),
         ("student.int8.onnx", "int8", 301_000, 0.87, mistakes, 0.6),
@@ -84,19 +95,30 @@ def validation(
             teacher_logits=teacher,
             student_logits=imitation(teacher, wrong, noise),
             kinds=kinds,
+            groups=origin,
             gates=gates,
+            adequate=adequacy.adequate,
         )
         for name, precision, size_bytes, latency_ms, wrong, noise in artifacts
     ]
-    adequacy = fidelity.assess_adequacy(teacher, targets, kinds, num_classes)
+    last, rounded = (
+        LedgerRow(artifact=form, precision=precision, step=step, **dict(fidelity.measures(teacher, answers, origin)))
+        for form, precision, answers, step in (
+            ("last weights", "fp32", imitation(teacher, 20, 0.5), None),
+            ("fake-quantized", "int8", imitation(teacher, mistakes, 0.6), a_step("student.onnx")),
+        )
+    )
     return ValidateRecord(
         probes=probes,
+        probe_images=len(set(origin.tolist())),
         probe_kinds={str(kind): int((kinds == kind).sum()) for kind in np.unique(kinds)},
         adequacy=adequacy,
         ledger=tuple(ledger),
         shipped="student.int8.onnx",
-        verdict=fidelity.overall_verdict(fidelity.find_artifact(ledger, "student.int8.onnx"), adequacy),
+        verdict=fidelity.find_artifact(ledger, "student.int8.onnx").verdict,
         cpu=CPU,
+        teacher=TeacherCost(size_bytes=3_400_000, latency_ms=9.87),
+        undelivered=(last, rounded),
     )
 
 
@@ -596,8 +618,12 @@ def outcomes(record: ValidateRecord) -> dict[str, Counter[str]]:
         ({}, "PASS", {"passed": 4}),
         ({"mistakes": 3}, "FAIL", {"failure": 2, "passed": 2}),
         ({"mistakes": 9}, "INCONCLUSIVE", {"error": 1, "passed": 3}),
-        ({"margin": 2.5, "gates": Gates(min_agreement=0.1)}, "INCONCLUSIVE", {"passed": 2}),
-        ({"margin": 2.5, "gates": Gates(max_size_mb=0.1, min_agreement=0.1)}, "FAIL", {"failure": 1, "passed": 2}),
+        ({"margin": 2.5, "gates": Gates(min_agreement=0.1)}, "INCONCLUSIVE", {"error": 1, "passed": 1}),
+        (
+            {"margin": 2.5, "gates": Gates(max_size_mb=0.1, min_agreement=0.1)},
+            "FAIL",
+            {"failure": 1, "error": 1, "passed": 1},
+        ),
     ],
 )
 def test_junit_is_green_exactly_when_the_verdict_is_pass(
@@ -656,16 +682,16 @@ def test_the_table_in_the_terminal_fits_and_says_it_all(width: int) -> None:
 
 def on_real_images(*, classes: bool = True, alike: tuple[int, int] = (85, 90)) -> ReportData:
     """A report of a run that was given 90 real images, and on how many of them student and teacher answer alike."""
-    accuracy = fidelity.proportion(81, 90) if classes else None
+    accuracy = proportion(81, 90) if classes else None
     rows = tuple(
-        HoldoutRow(artifact=artifact, agreement=fidelity.proportion(*alike), accuracy=accuracy)
+        HoldoutRow(artifact=artifact, agreement=proportion(*alike), accuracy=accuracy)
         for artifact in ("student.onnx", "student.int8.onnx")
     )
     holdout = HoldoutRecord(
         name="<b>real|images</b>",
         images=alike[1],
         sha256="d" * 64,
-        teacher_accuracy=fidelity.proportion(87, 90) if classes else None,
+        teacher_accuracy=proportion(87, 90) if classes else None,
         rows=rows,
         notes=("7 of 90 real images were scaled to 8 x 8 pixels.",),
     )
@@ -722,12 +748,55 @@ def test_the_name_of_real_images_becomes_no_markup() -> None:
     assert {"thead", "tbody"} <= {tag for tag, _ in Page(content["report.html"]).tags}
 
 
+# Forms of the student, and what they take for what
+
+
+def cells_of(page: str, after: str) -> list[list[str]]:
+    """The rows of the first table behind a heading, as texts."""
+    table = page.partition(after)[2].partition("</table>")[0]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr")[1:]]
+    return [[re.sub(r"<[^>]+>", " ", cell).replace("&nbsp;", " ").strip() for cell in row] for row in rows]
+
+
+def test_every_form_of_the_student_stands_behind_the_one_that_it_was_made_from() -> None:
+    rows = cells_of(files(report_data())["report.html"], '<h3 id="steps">')
+    assert [row[0].split("  ")[0].split(" from ")[0].strip() for row in rows[1:]] == [
+        "(last weights)",
+        "student.onnx",
+        "(fake-quantized)",
+        "student.int8.onnx",
+    ]
+    markdown = files(report_data())["report.md"].partition("### Step by step")[2].partition("###")[0]
+    told = [line.split("|")[1].strip() for line in markdown.splitlines() if line.startswith("| ")]
+    assert told[1:] == ["(last weights)", "student.onnx", "(fake-quantized)", "student.int8.onnx"]
+
+
+def test_what_the_teacher_takes_is_told_for_comparison() -> None:
+    content = files(report_data())
+    assert cells_of(content["report.html"], '<h2 id="artifacts">')[1][3:] == ["3.40 MB", "", "9.87 ms"]
+    assert "| teacher, in PyTorch | | | | 3.40 MB | | 9.87 ms |" in content["report.md"]
+    again = report_data().model_copy(update={"validation": validation().model_copy(update={"teacher": None})})
+    assert "in PyTorch |" not in files(again)["report.md"]
+
+
+def test_all_pairs_of_classes_are_counted_out_where_there_is_room_for_them() -> None:
+    confusion = validation().ledger[-1].confusion
+    rows = cells_of(files(report_data())["report.html"], '<h3 id="map">')
+    assert rows[0][1:] == list(DIGITS)
+    assert confusion is not None
+    assert [row[1:] for row in rows[1:]] == [[str(count or "") for count in row] for row in confusion]
+    many = validation(num_classes=21)
+    assert many.ledger[-1].confusion is None
+    wide = report_data(labels=tuple(f"c{number}" for number in range(21)), validation=many)
+    assert '<h3 id="map">' not in files(wide)["report.html"]
+
+
 # Pictures
 
 
 def test_a_grid_shows_every_pixel_of_its_images_with_transparent_gaps() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
-    with Image.open(io.BytesIO(sample_grid(images, columns=3, scale=2))) as picture:
+    with Image.open(io.BytesIO(class_grid([images[:3], images[3:]], columns=3, scale=2))) as picture:
         pixels = np.asarray(picture)
     assert pixels.shape == (2 * 8 + 2, 3 * 12 + 2 * 2, 4)  # two rows of 4 * 2 pixels, three columns of 6 * 2, gaps of 2
     tiles = [pixels[y : y + 8 : 2, x : x + 12 : 2] for y in (0, 10) for x in (0, 14, 28)]
@@ -738,24 +807,32 @@ def test_a_grid_shows_every_pixel_of_its_images_with_transparent_gaps() -> None:
     assert not pixels[8:10].any()
 
 
-def test_a_grid_of_few_grey_images_is_no_wider_than_they_are() -> None:
+def test_grey_images_are_shown_grey() -> None:
     images = np.full((2, 1, 3, 3), 200, dtype=np.uint8)
-    with Image.open(io.BytesIO(sample_grid(images, columns=10, scale=1))) as picture:
+    with Image.open(io.BytesIO(class_grid([images], columns=2, scale=1))) as picture:
         pixels = np.asarray(picture)
     assert pixels.shape == (3, 8, 4)
     assert pixels[0, 0].tolist() == [200, 200, 200, 255]
 
 
 def test_a_grid_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="a grid needs at least one image"):
-        sample_grid(np.zeros((0, 3, 4, 4), dtype=np.uint8))
+    with pytest.raises(ValueError, match="a grid needs at least one row"):
+        class_grid([], columns=2)
+
+
+def test_probes_are_shown_by_their_kinds() -> None:
+    images = np.arange(40, dtype=np.uint8).repeat(64 * 64).reshape(40, 1, 64, 64)
+    kinds = np.array(["mixed", "augmented", "augmented", "mixed"] * 10)
+    with Image.open(io.BytesIO(probe_samples(images, kinds))) as picture:
+        pixels = np.asarray(picture)[::66, ::66, 0]  # a pixel an image: 64, and a gap of 2
+    assert pixels.tolist() == [[1, 2, 5, 6, 9, 10, 13, 14, 17, 18], [0, 3, 4, 7, 8, 11, 12, 15, 16, 19]]
 
 
 # Charts and numbers
 
 
 def test_the_lowest_classes_come_first_and_of_equals_the_surer() -> None:
-    parts = [fidelity.proportion(*counts) for counts in ((9, 10), (0, 0), (1, 2), (5, 10))]
+    parts = [proportion(*counts) for counts in ((9, 10), (0, 0), (1, 2), (5, 10))]
     shown = charts.lowest_classes("abcd", parts, most=2)
     assert [row.label for row in shown] == ["d", "c"]
     assert charts.unseen_classes("abcd", parts) == ["b"]

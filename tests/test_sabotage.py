@@ -15,8 +15,8 @@ from compress.exporters.onnx_graph import export_onnx
 from compress.exporters.qdq import insert_fake_quantization
 from compress.exporters.runners import OnnxRunner, TorchRunner
 from compress.exporters.targets import Gates, load_target
+from compress.pipeline.advice import loss_remark
 from compress.pipeline.copies import copied
-from compress.pipeline.fidelity import loss_remark
 from compress.pipeline.networks.normalised import Normalised
 from compress.pipeline.probes import Probes
 from compress.pipeline.records import ValidateRecord
@@ -41,7 +41,7 @@ def probes(teacher: Normalised) -> Probes:
     with torch.no_grad():
         logits = teacher(images.float() / 255).numpy()
     kinds = np.array(["synthesised"] * len(images))
-    return Probes(images.numpy(), logits, logits.argmax(1).astype(np.int64), kinds)
+    return Probes(images.numpy(), logits, logits.argmax(1).astype(np.int64), kinds, np.arange(len(images)))
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,13 @@ def exported(network: torch.nn.Module, probes: Probes, path: Path) -> Path:
 
 
 def judged(path: Path, probes: Probes, copies: int = 0, shift: float | None = None) -> ValidateRecord:
-    examination = Examination(probes, GATES, LABELS)
+    examination = Examination.on(probes, Origin(copies, shift), GATES, LABELS)
     found = fidelity_of(path, "int8", OnnxRunner(path, exact=True), examination)
-    return concluded([found], [found], probes, Origin(copies, shift))
+    return concluded([found], [found], examination)
+
+
+def on(probes: Probes) -> Examination:
+    return Examination.on(probes, Origin(0, None), GATES, LABELS)
 
 
 def constant(model: ModelProto, name: str) -> np.ndarray:
@@ -144,7 +148,7 @@ def examined_with_its_float_form(
     path = folder / "student.onnx"
     graph = export_onnx(teacher, path, example=images, opset=17, ir_version=8, precision="fp32", metadata={})
     graphs = [graph, graph.model_copy(update={"file_name": int8.name, "precision": "int8"})]
-    examination = Examination(probes, GATES, LABELS)
+    examination = on(probes)
     in_torch = fidelity_of(save_teacher(folder / "teacher.pt"), "fp32", TorchRunner(teacher), examination)
     in_float, in_int8 = examine_graphs(folder, graphs, load_target("jetson"), examination, in_torch)
     return in_torch, in_float, in_int8
@@ -155,7 +159,7 @@ def test_the_layer_is_named_in_which_a_wrong_scale_does_its_harm(
 ) -> None:
     harmed = spoilt(faithful, tmp_path, one_scale_times_eight)
     examined = examined_with_its_float_form(teacher, harmed, probes, tmp_path)
-    record = concluded(examined, examined[-1:], probes, Origin(0, None))
+    record = concluded(examined, examined[-1:], on(probes))
     assert record.verdict == "FAIL"
     model = onnx.load(harmed)
     activation = one_activation(model).output[0]
@@ -179,7 +183,7 @@ def test_no_layer_is_named_where_rounding_does_its_usual_harm(
     assert (in_float.step.origin, in_float.step.lost) == ("teacher.pt", 0)
     assert in_int8.step.lost == in_float.agreement.value - in_int8.agreement.value > 0
     assert in_int8.step.starts_in is None
-    assert loss_remark(concluded(examined, examined[-1:], probes, Origin(0, None))) == ""
+    assert loss_remark(concluded(examined, examined[-1:], on(probes))) == ""
 
 
 def test_one_image_of_each_class_over_and_over_carries_no_verdict(faithful: Path, probes: Probes) -> None:
@@ -201,7 +205,9 @@ def test_images_of_a_generator_that_has_all_but_collapsed_carry_no_verdict(
     with torch.no_grad():
         logits = teacher(torch.from_numpy(collapsed).float() / 255).numpy()
     assert len(np.unique(logits, axis=0)) > 550
-    record = judged(faithful, Probes(collapsed, logits, np.resize(probes.targets[first], 600), probes.kind))
+    record = judged(
+        faithful, Probes(collapsed, logits, np.resize(probes.targets[first], 600), probes.kind, probes.origin)
+    )
     assert record.verdict == "INCONCLUSIVE"
     assert record.adequacy.repeated == 600 - len(LABELS)
     assert record.adequacy.reasons == ("99.3 % of those made for a class are like another of them",)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from compress.pipeline.device import Compute
-from compress.pipeline.probes import batches_for
+from compress.pipeline.probes import VIEWS_OF_AN_IMAGE, batches_for
 from compress.pipeline.records import Record
 from compress.pipeline.settings import DistillSettings, ProbeSettings, Settings
 
@@ -92,7 +92,7 @@ def synthesis_batches_held_out(probes: ProbeSettings) -> int:
 def seconds_after(speed: Speed, settings: Settings, quantizes: bool) -> float:
     """What the stages after distillation will take; one process does them, however many distil."""
     an_image = speed.kd_step * speed.ranks / settings.distill.batch_size
-    made = settings.probes.batches * settings.synthesis.batch_size
+    made = round(VIEWS_OF_AN_IMAGE * settings.probes.batches * settings.synthesis.batch_size)
     images, more = float(max(made, settings.probes.least)), settings.probes.least - made
     making = batches_for(more, settings) * speed.held_out_synthesis if more > 0 else 0.0
     if quantizes:

@@ -43,6 +43,8 @@ from compress.pipeline.tensor_files import write_tensors
 ResultT = TypeVar("ResultT")
 
 STUDENT_FILE, POOL_FILE, PROBES_FILE = "student.safetensors", "pool.safetensors", "probes.npz"
+LAST_FILE = "student.last.safetensors"
+"""The weights of the last step, as they are before they are averaged."""
 WARMUP_SAMPLES_FILE, FINAL_SAMPLES_FILE = "samples-warmup.png", "samples-final.png"
 
 
@@ -60,7 +62,7 @@ def distill(
 ) -> DistillRecord:
     """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
 
-    Writes `student.safetensors`, `pool.safetensors` and `probes.npz`; a line of `metrics.jsonl` after each round;
+    Writes `student.safetensors`, `student.last.safetensors`, `pool.safetensors` and `probes.npz`; a line of `metrics.jsonl` after each round;
     and pictures of synthetic images after the warm-up and at the end.
 
     Args:
@@ -240,6 +242,7 @@ def _finish(
 ) -> DistillRecord:
     """Write the stage's files; what is only for continuing is dropped by the stage runner, once nothing can get lost."""
     write_tensors(run.folder / STUDENT_FILE, run.best)
+    write_tensors(run.folder / LAST_FILE, run.learner.student.state_dict())
     pool = run.joint_pool()
     pool.save(run.folder / POOL_FILE)
     final = write_samples(pool, run.folder / FINAL_SAMPLES_FILE, "at the end")

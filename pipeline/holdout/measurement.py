@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from compress.exporters.runners import Images, Logits, Runner
 from compress.pipeline import metrics
-from compress.pipeline.fidelity import proportion
 from compress.pipeline.holdout.images import Holdout
+from compress.pipeline.proportions import proportion
 from compress.pipeline.records import HoldoutRecord, HoldoutRow, Proportion
 from compress.pipeline.teacher import Teacher
 

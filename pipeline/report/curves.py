@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compress.pipeline.fidelity import percent
+from compress.pipeline.proportions import percent
 from compress.pipeline.records import HistoryPoint
 
 MAX_DOTS = 60

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 GAP = 2
 """Transparent pixels between two images."""
 
-PROBES_SHOWN = 40
-"""Probes that the report shows."""
+PROBES_SHOWN = 10
+"""Probes of each kind that the report shows."""
 
 PROBE_PIXELS = 64
 """Width in the report that small images are enlarged to."""
@@ -19,31 +19,22 @@ PROBE_PIXELS = 64
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def sample_grid(images: NDArray[np.uint8], columns: int = 10, scale: int = 2) -> bytes:
-    """A PNG of images `[N, C, H, W]` in rows of `columns`, each pixel drawn as `scale` by `scale` pixels.
-
-    Three channels are red, green and blue; of any other number the first is shown as grey.
+def probe_samples(images: NDArray[np.uint8], kinds: NDArray[np.str_]) -> bytes:
+    """A PNG of the first probes `[N, C, H, W]` of each of their kinds `[N]`, a row for each, in the kinds' order.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no probe.
     """
-    if not len(images):
-        raise ValueError("a grid needs at least one image")
-    width = min(columns, len(images))
-    return class_grid([images[start : start + width] for start in range(0, len(images), width)], width, scale)
-
-
-def probe_samples(images: NDArray[np.uint8]) -> bytes:
-    """A PNG of some of the probes `[N, C, H, W]`, spread evenly over them."""
-    chosen = images[np.linspace(0, len(images) - 1, PROBES_SHOWN).round().astype(int)]
-    return sample_grid(chosen, columns=10, scale=max(1, PROBE_PIXELS // chosen.shape[-1]))
+    rows = [images[kinds == kind][:PROBES_SHOWN] for kind in np.unique(kinds)]
+    return class_grid(rows, PROBES_SHOWN, scale=max(1, PROBE_PIXELS // images.shape[-1]))
 
 
 def class_grid(rows: Sequence[NDArray[np.uint8]], columns: int, scale: int = 2) -> bytes:
     """A PNG with a row for each of `rows`, images `[n, C, H, W]` of one size; a row of less than `columns` images ends in
     transparent pixels.
 
-    Each pixel is drawn as `scale` by `scale` pixels, in colours as `sample_grid` does.
+    Each pixel is drawn as `scale` by `scale` pixels. Three channels are red, green and blue; of any other number the first is
+    shown as grey.
 
     Raises:
         ValueError: there is no row.

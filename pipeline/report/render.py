@@ -10,13 +10,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from compress.pipeline.fidelity import AGREEMENT, find_artifact, remarks, verdict_sentence
+from compress.pipeline.advice import remarks
+from compress.pipeline.fidelity import find_artifact, verdict_sentence
+from compress.pipeline.gates import AGREEMENT
 from compress.pipeline.records import ArtifactFidelity
 from compress.pipeline.report import charts, curves, sections, text
 from compress.pipeline.report.data import REPORT_FILE, ReportData, to_json
 from compress.pipeline.report.junit import to_junit
 from compress.pipeline.report.real_images import beside_probes, on_real_images
-from compress.pipeline.report.terminal import timed_where
+from compress.pipeline.report.terminal import timed_where, told_of_probes
 
 MOST_CLASSES = 20
 """Classes that the chart shows, lowest agreement first."""
@@ -43,7 +45,7 @@ def render(
 ) -> dict[str, bytes]:
     """Name and content of `report.html`, `report.md`, `report.json`, `junit.xml` and `README.md`, the model card.
 
-    `samples` is a PNG of some probes, see `sample_grid`; `grids` holds those that `data.distill.samples` names. Class names,
+    `samples` is a PNG of some probes, see `probe_samples`; `grids` holds those that `data.distill.samples` names. Class names,
     file names and settings are foreign text: they are
     escaped for each format, and characters that would steer a terminal or reorder a line are written out.
     """
@@ -70,12 +72,16 @@ def _context(data: ReportData) -> dict[str, Any]:
         "shipped": shipped,
         "calibration": sections.CALIBRATION,
         "timed_where": timed_where(data.validation),
-        "steps": [row for row in data.validation.ledger if row.step],
+        "probes_told": told_of_probes(data.validation),
+        "steps": charts.step_by_step(data.validation),
+        "delivered": {row.artifact for row in data.validation.ledger},
         "real": on_real_images(data.validation),
         "real_rows": beside_probes(data.validation),
         "headline": sections.headline(data),
         "classes": classes,
         "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen), len(data.labels)),
+        "heat_map": charts.heat_map(data.labels, shipped.confusion) if shipped.confusion else [],
+        "kinds": sections.KINDS,
         "confusions": charts.confused_pairs(data.labels, shipped.confusions),
         "unseen": sections.named(unseen) if unseen else "",
         "probes": sections.probes(data.validation.adequacy),

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.pipeline.fidelity import find_artifact, percent
+from compress.pipeline.fidelity import find_artifact
+from compress.pipeline.proportions import percent
 from compress.pipeline.records import (
     DistillRecord,
     EmbeddingRecord,
@@ -24,6 +25,15 @@ CALIBRATION = (
     "on digits 7.5 and 14.8, always too low. Yours may differ."
 )
 """Source: benchmarks/README.md, "Do probes tell the truth?"."""
+
+KINDS = {
+    "synthesised": "as the generator made them for a class",
+    "augmented": "the same, shifted and mirrored",
+    "mixed": "of two of them, more of one",
+    "between": "of two of them, nearly half and half",
+    "boundary": "moved towards the border of two classes",
+}
+"""What is seen on each kind of probes, in words."""
 
 MOST_NAMES = 12
 """Names listed in a sentence before the rest is only counted."""

@@ -23,6 +23,11 @@ def render_table(validation: ValidateRecord) -> "Table":
     for heading in ("size", "agreement", "95 % interval", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
+    if validation.teacher is not None:
+        cost = validation.teacher
+        table.add_row(
+            "teacher", text.size(cost.size_bytes), "", "", text.milliseconds(cost.latency_ms), "", style="dim"
+        )
     for row in validation.ledger:
         table.add_row(*_cells(row), style="bold" if row.artifact == validation.shipped else "")
     return table
@@ -42,8 +47,14 @@ def _cells(row: ArtifactFidelity) -> "list[Text]":
 
 
 def _caption(validation: ValidateRecord) -> str:
-    where = timed_where(validation)
-    return f"Agreement with the teacher on {validation.probes:,} synthetic probes; latency of one image {where}."
+    return (
+        f"Agreement with the teacher on {told_of_probes(validation)}; latency of one image {timed_where(validation)}."
+    )
+
+
+def told_of_probes(validation: ValidateRecord) -> str:
+    """How many probes there are, in words."""
+    return f"{validation.probes:,} synthetic probes, views of {validation.probe_images:,} images"
 
 
 def timed_where(validation: ValidateRecord) -> str:

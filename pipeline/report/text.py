@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 
-from compress.pipeline.fidelity import percent
+from compress.pipeline.proportions import percent
 from compress.pipeline.records import Proportion
 
 MISSING = "–"  # noqa: RUF001 - an en dash stands for a value that there is none of

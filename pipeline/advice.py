@@ -1,0 +1,109 @@
+"""What to do about a verdict, in words."""
+
+from compress.exporters.targets import Target
+from compress.pipeline.fidelity import find_artifact
+from compress.pipeline.gates import AGREEMENT, CLASSES, KL, LATENCY, UNDECIDED
+from compress.pipeline.records import ArtifactFidelity, Gate, ProbeAdequacy, ValidateRecord
+
+MOST_PROBES = 20_000
+"""That are asked for; a limit that needs more is met by chance."""
+
+
+def advice(validate: ValidateRecord) -> str:
+    """What to do about a verdict that is not PASS, where the ledger tells; empty otherwise. The float student comes first."""
+    in_float, judged = validate.ledger[0], find_artifact(validate.ledger, validate.shipped)
+    if validate.verdict == "PASS":
+        return ""
+    if not validate.adequacy.adequate:
+        return _better_probes(validate.adequacy)
+    if more := _settled_by(judged):
+        return f"More probes may settle it: the command of the run with --probes {more} makes them, and learns nothing again."
+    if _misses_agreement(in_float):
+        return (
+            "The float student does not reach it either. Give it more time (--budget 30m, --recipe thorough), or let it be "
+            "larger (--set student.max_parameter_ratio=0.6)."
+        )
+    if _misses_agreement(judged):
+        return (
+            "The float student reaches it: what is missing went with the rounding. The report lists what each layer costs; "
+            "--set quantize.max_left_float=6 leaves more of them in floating point."
+        )
+    return ""
+
+
+def _settled_by(row: ArtifactFidelity) -> int | None:
+    """How many probes would let shares that are above their limits clear them; None where they are no answer."""
+    # A time that only the device can tell is no matter of probes.
+    against = [
+        gate for gate in row.gates if gate.verdict != "PASS" and (gate.verdict, gate.name) != (UNDECIDED, LATENCY)
+    ]
+    needed = [gate.settled_by or MOST_PROBES + 1 for gate in against if _may_pass(gate, row)]
+    if not against or len(needed) < len(against) or max(needed) > MOST_PROBES:
+        return None
+    return max(needed)
+
+
+def _may_pass(gate: Gate, row: ArtifactFidelity) -> bool:
+    """Whether what was measured is above a limit that it does not clear for want of probes."""
+    if gate.verdict != UNDECIDED or gate.name not in (AGREEMENT, CLASSES):
+        return False
+    parts = [row.agreement] if gate.name == AGREEMENT else [part for part in row.agreement_by_class if part.total]
+    return all(part.value > gate.limit for part in parts)
+
+
+def _better_probes(adequacy: ProbeAdequacy) -> str:
+    """What makes images that the teacher knows; of copies, nothing that the user could set does."""
+    if adequacy.copied:
+        return ""
+    return (
+        "What helps is a generator that learns for longer: --set probes.warmup_batches=8 and --set synthesis.steps=60, with "
+        "which everything is learned anew. Where the teacher's normalisation was guessed, give it first: --mean and --std."
+    )
+
+
+def remarks(validate: ValidateRecord, target: Target) -> str:
+    """What to know and to do beside the verdict; empty where there is nothing."""
+    return " ".join(filter(None, (advice_on(validate), speed_remark(validate, target))))
+
+
+def advice_on(validate: ValidateRecord) -> str:
+    """What to do about the verdict, and about what rounding cost; empty where there is nothing."""
+    return " ".join(filter(None, (advice(validate), loss_remark(validate))))
+
+
+def loss_remark(validate: ValidateRecord) -> str:
+    """Where what rounding cost begins, and how it is avoided; empty where it cost no more than its share."""
+    told: dict[str, str] = {}
+    for row in validate.ledger:
+        if row.step and (start := row.step.starts_in) and start.layer not in told:
+            cure = (
+                f" --set quantize.exclude=[{start.layer}] leaves it in floating point."
+                if row.precision == "int8"
+                else ""
+            )
+            told[start.layer] = (
+                f"Most of what {row.artifact} loses begins in the layer {start.layer}, whose output falls to "
+                f"{start.sqnr_db:.0f} dB from {start.before_db:.0f} dB or more before it.{cure}"
+            )
+    return " ".join(told.values())
+
+
+def speed_remark(validate: ValidateRecord, target: Target) -> str:
+    """That int8 is no faster than fp32 on the CPU that ran both, where it is such a CPU that the model is for."""
+    graphs = {row.precision: row for row in validate.ledger if row.artifact.endswith(".onnx")}
+    one, other = graphs.get("int8"), graphs.get("fp32")
+    if target.runtime != "onnxruntime" or one is None or other is None or None in (one.latency_ms, other.latency_ms):
+        return ""
+    assert one.latency_ms is not None and other.latency_ms is not None
+    if one.latency_ms < other.latency_ms:
+        return ""
+    return (
+        f"On this CPU {one.artifact} is no faster than {other.artifact}: {one.latency_ms:.3g} ms against "
+        f"{other.latency_ms:.3g} ms for one image. Where the device is alike, deploy {other.artifact}."
+    )
+
+
+def _misses_agreement(row: ArtifactFidelity) -> bool:
+    """Not so where an agreement above its limit is only not certain yet."""
+    rests_on_answers = [gate for gate in row.gates if gate.name in (AGREEMENT, CLASSES, KL)]
+    return any(gate.verdict != "PASS" and not _may_pass(gate, row) for gate in rests_on_answers)
