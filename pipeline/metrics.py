@@ -51,8 +51,9 @@ def design_effect(successes: Mask, groups: NDArray[np.integer]) -> float:
     """How many images tell as much as one independent one, where those of one group `[N]` are alike; 1 or more.
 
     The variance of the share of successes `[N]`, estimated between groups, over that of independent images:
-    Σ_g (s_g - p n_g)² / (n p (1 - p)), for groups of n_g images with s_g successes. Two more groups of mean size are counted,
-    one that succeeds and one that fails: where next to no image fails it is therefore that size, for want of evidence.
+    Σ_g (s_g - p n_g)² / (n p (1 - p)), for groups of n_g images with s_g successes. Four more groups of mean size are counted,
+    two that succeed and two that fail: where next to no image fails it is near that size, for want of evidence, and one
+    failure less never makes the interval's lower bound a lower one.
 
     Source: Kish, "Survey Sampling" (1965), the design effect of a sample in clusters, by its ratio estimator.
     """
@@ -60,8 +61,8 @@ def design_effect(successes: Mask, groups: NDArray[np.integer]) -> float:
     if len(sizes) == len(groups):
         return 1.0
     typical = float(sizes.mean())
-    won = np.append(np.bincount(number, weights=successes), [typical, 0.0])
-    sizes = np.append(sizes, [typical, typical])
+    won = np.append(np.bincount(number, weights=successes), [typical, typical, 0.0, 0.0])
+    sizes = np.append(sizes, [typical] * 4)
     share = won.sum() / sizes.sum()
     between = float(((won - share * sizes) ** 2).sum())
     return max(1.0, between / float(sizes.sum() * share * (1 - share)))

@@ -3,7 +3,7 @@ import pytest
 
 from compress.exporters.targets import Gates
 from compress.pipeline.fidelity import measure_artifact
-from compress.pipeline.gates import AGREEMENT, FINITE, LATENCY, SIZE, judge, worst
+from compress.pipeline.gates import AGREEMENT, FINITE, LATENCY, PROBE_FREE, SIZE, judge, worst
 from compress.pipeline.gates import CLASSES as CLASS_AGREEMENT
 from compress.pipeline.proportions import percent, proportion
 from compress.pipeline.records import Proportion, Verdict
@@ -159,3 +159,23 @@ def test_a_student_that_takes_one_class_for_another_fails_and_the_class_is_named
     )
     assert row.verdict == "FAIL"
     assert "label 3 (0.0 %" in next(gate.explanation for gate in row.gates if gate.name == "class agreement")
+
+
+def test_undecided_classes_say_how_many_probes_in_all_would_decide_them() -> None:
+    # z² · 0.8 · 0.2 / 0.05² = 245.9 images of dog, which 100 of 1,000 probes show: 2,460 probes. Of cat, 0.1² and 200: 310.
+    classes = of_classes(cat=(180, 200), dog=(85, 100), bird=(699, 700))
+    limits = Gates(min_agreement=None, min_class_agreement=0.8)
+    agreement = proportion(964, 1000)
+    *_, judged = judge(limits, agreement=agreement, by_class=classes, mean_kl=0.0, size_bytes=1, broken=0)
+    assert (judged.verdict, judged.settled_by) == ("INCONCLUSIVE", 2460)
+    assert judged.explanation.endswith("of dog (76.7 % to 90.6 %) includes the required 80 %; "
+                                       "2,460 probes would settle it if the agreement stays the same")  # fmt: skip
+
+
+def test_on_inadequate_probes_only_what_needs_none_is_decided() -> None:
+    row = measured(
+        wrong_on(0), Gates(min_agreement=0.5, max_mean_kl=9, max_size_mb=9, max_latency_ms=9), adequate=False
+    )
+    decided = {gate.name: gate.verdict for gate in row.gates}
+    assert decided == dict.fromkeys(PROBE_FREE, "PASS") | {AGREEMENT: "INCONCLUSIVE", "mean KL": "INCONCLUSIVE"}
+    assert gate(row, AGREEMENT).settled_by is None

@@ -65,6 +65,49 @@ def test_no_number_of_probes_settles_a_value_that_equals_its_limit() -> None:
     assert metrics.probes_to_settle(0.9, 0.9) is None
 
 
+# Images that are alike
+
+
+def test_the_design_effect_matches_a_value_worked_by_hand() -> None:
+    # Groups of 2 with 2, 1, 0 and 2 successes, and four more of the mean size 2 with 2, 2, 0 and 0: p = 9 / 16.
+    # Σ (s - 2 p)² = 4 (7/8)² + (1/8)² + 3 (9/8)² = 440/64, over 16 · 9/16 · 7/16 = 63/16: 110/63
+    success = np.array([1, 1, 1, 0, 0, 0, 1, 1], dtype=bool)
+    assert metrics.design_effect(success, np.array([4, 4, 7, 7, 1, 1, 9, 9])) == pytest.approx(110 / 63)
+
+
+def test_images_of_their_own_have_a_design_effect_of_one() -> None:
+    assert metrics.design_effect(np.arange(100) > 7, np.arange(100)) == 1
+    assert metrics.design_effect(np.zeros(0, dtype=bool), np.zeros(0, dtype=int)) == 1
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_where_next_to_nothing_fails_views_count_for_little_more_than_one_image(failing: int) -> None:
+    success = np.arange(1000) >= failing
+    assert 3 < metrics.design_effect(success, np.arange(1000) // 4) < 4.001
+
+
+def test_one_failure_less_never_lowers_what_is_certain() -> None:
+    groups = np.arange(400) // 4
+    lows = []
+    for failing in range(12):
+        success = ~np.isin(np.arange(400), 4 * np.arange(failing))  # each in a group of its own
+        effect = metrics.design_effect(success, groups)
+        lows.append(metrics.wilson_interval(success.sum() / effect, 400 / effect)[0])
+    assert lows == sorted(lows, reverse=True)
+
+
+def test_the_design_effect_is_the_excess_of_variance_between_samples_and_a_little_more() -> None:
+    # Images of a group succeed by a chance of their own out of Beta(4, 1/2): they correlate with 1 / (4 + 1/2 + 1), and three
+    # views of each have the variance of independent images times 1 + 2 / 5.5.
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(200), 3)
+    successes = [random.random(600) < random.beta(4, 0.5, 200)[groups] for _ in range(3000)]
+    shares = np.array([success.mean() for success in successes])
+    assert shares.var() / (shares.mean() * (1 - shares.mean()) / 600) == pytest.approx(1 + 2 / 5.5, rel=0.08)
+    effects = [metrics.design_effect(success, groups) for success in successes]
+    assert 1 + 2 / 5.5 < np.mean(effects) < 1.1 * (1 + 2 / 5.5)
+
+
 # Agreement
 
 
