@@ -21,4 +21,4 @@ python3 -m venv --without-pip "${visible[@]}" "$folder"
 if [ -n "${TORCH_INDEX:-}" ]; then
     "${install[@]}" --no-deps --index-url "$TORCH_INDEX" torch
 fi
-"${install[@]}" "$source[encoder,holdout]"
+"${install[@]}" "${source}[encoder,holdout]"

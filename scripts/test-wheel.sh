@@ -36,7 +36,7 @@ if [ -n "$lender" ]; then
     step "${install[@]}" --no-deps "$wheel"
     "$lender" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
 else
-    step "${install[@]}" --constraint "$checkout/constraints.txt" "$wheel[encoder]"
+    step "${install[@]}" --constraint "$checkout/constraints.txt" "${wheel}[encoder]"
 fi
 
 cd "$folder"
