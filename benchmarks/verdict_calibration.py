@@ -5,7 +5,7 @@
 Each FOLDER is what `compress` delivered; all its artifacts are students. COPIES is a folder of a run's earlier moments,
 as `curve.py` leaves it; each of them is one student more. All must have the same teacher. A row a student: agreement with
 the teacher on the folder's own probes, of each kind and of all, and on real images that no run saw. With `--fresh` all are
-asked about the same N probes, made here with the first folder's recipe. Below are the rank correlation, and how far the
+asked about the same probes, views of N batches of images, made here with the first folder's recipe. Below are the rank correlation, and how far the
 probes' agreement is from the real one.
 """
 
@@ -72,11 +72,10 @@ def agreement_of_kinds(
     }
 
 
-def fresh_probes(folder: Path, teacher: Teacher, count: int, seed: int) -> Probes:
+def fresh_probes(folder: Path, teacher: Teacher, batches: int, seed: int) -> Probes:
     """Probes of the folder's recipe and embeddings, which its runs never saw, made by what is installed here."""
     asked = json.loads((folder / "report.json").read_bytes())["settings"]
     settings = resolve_settings({"recipe": asked["recipe"], "seed": seed, "target": "onnx"}, environment={})
-    batches = -(-count // settings.synthesis.batch_size)
     settings = settings.model_copy(update={"probes": settings.probes.model_copy(update={"batches": batches})})
     embeddings = load_file(folder / "work" / "2-embed" / EMBEDDINGS_FILE)["embeddings"]
     compute = choose_compute(settings)
@@ -178,7 +177,7 @@ def main() -> int:
     parser.add_argument("folders", nargs="+", metavar="FOLDER[=COPIES]", help="what `compress` delivered")
     parser.add_argument("--data", type=Path, required=True, help="real images as npz, see real_agreement.py")
     parser.add_argument("--limit", type=int, help="only so many real images")
-    parser.add_argument("--fresh", type=int, help="ask all students about so many probes, made here")
+    parser.add_argument("--fresh", type=int, help="ask all students about probes of so many batches, made here")
     parser.add_argument("--seed", type=int, default=1, help="of these")
     parser.add_argument("--plot", type=Path, help="where to write a picture")
     parser.add_argument("--json", type=Path, help="where to write the figures")
