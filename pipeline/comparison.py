@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from compress.exporters.bundle import sha256_of
 from compress.pipeline.delivered import read_report
-from compress.pipeline.records import ArtifactFidelity, Proportion, Record, Verdict
+from compress.pipeline.records import Proportion, Record, ValidateRecord, Verdict
 from compress.pipeline.report import ReportData
 from compress.pipeline.report.text import visible
 
@@ -42,6 +42,8 @@ class Measured(Record):
     agreement: Proportion
     latency_ms: float | None
     mean_kl: float
+    real_agreement: Proportion | None
+    """On real images, where the folder's command was given some."""
 
 
 class Pair(Record):
@@ -79,7 +81,7 @@ def compare(one: Path, other: Path) -> Comparison:
     sides = _side(one, reports[0]), _side(other, reports[1])
     same_probes = sha256_of(one / "probes.npz") == sha256_of(other / "probes.npz")
     return Comparison(
-        remarks=tuple(_remarks(*sides, same_probes)),
+        remarks=(*_remarks(*sides), *_on_images(*reports), _on_probes(same_probes)),
         same_probes=same_probes,
         one=sides[0],
         other=sides[1],
@@ -103,7 +105,7 @@ def _side(folder: Path, report: ReportData) -> Side:
     )
 
 
-def _remarks(one: Side, other: Side, same_probes: bool) -> Iterator[str]:
+def _remarks(one: Side, other: Side) -> Iterator[str]:
     if one.teacher_sha256 != other.teacher_sha256:
         teachers = [f"{visible(side.teacher_file)} (SHA-256 {side.teacher_sha256[:12]})" for side in (one, other)]
         yield (
@@ -112,21 +114,43 @@ def _remarks(one: Side, other: Side, same_probes: bool) -> Iterator[str]:
         )
     if one.cpu != other.cpu:
         yield f"Their latencies are of different CPUs, {visible(one.cpu)} and {visible(other.cpu)}."
-    yield f"Both were judged on {'the same' if same_probes else 'different'} probes."
+
+
+def _on_images(one: ReportData, other: ReportData) -> Iterator[str]:
+    left, right = one.validation.holdout, other.validation.holdout
+    if left is None or right is None:
+        return
+    if left.sha256 == right.sha256:
+        yield f"Both were measured on the same {left.images:,} real images."
+    else:
+        names = [f"{holdout.images:,} in {visible(holdout.name)}" for holdout in (left, right)]
+        yield f"Their real images, {names[0]} and {names[1]}, are not the same: agreement on them does not compare."
+
+
+def _on_probes(same: bool) -> str:
+    return f"Both were judged on {'the same' if same else 'different'} probes."
 
 
 def _pairs(one: ReportData, other: ReportData) -> Iterator[Pair]:
-    ledgers = [{row.artifact: row for row in report.validation.ledger} for report in (one, other)]
-    for artifact in dict.fromkeys([*ledgers[0], *ledgers[1]]):
-        left, right = (_measured(ledger.get(artifact)) for ledger in ledgers)
+    artifacts = [row.artifact for report in (one, other) for row in report.validation.ledger]
+    for artifact in dict.fromkeys(artifacts):
+        left, right = (_measured(report.validation, artifact) for report in (one, other))
         intervals = intervals_of(left.agreement, right.agreement) if left and right else None
         yield Pair(artifact=artifact, one=left, other=right, agreement=intervals)
 
 
-def _measured(row: ArtifactFidelity | None) -> Measured | None:
-    if row is None:
+def _measured(validation: ValidateRecord, artifact: str) -> Measured | None:
+    rows = {row.artifact: row for row in validation.ledger}
+    if artifact not in rows:
         return None
-    return Measured(size_bytes=row.size_bytes, agreement=row.agreement, latency_ms=row.latency_ms, mean_kl=row.mean_kl)
+    row, real = rows[artifact], validation.holdout.rows if validation.holdout else ()
+    return Measured(
+        size_bytes=row.size_bytes,
+        agreement=row.agreement,
+        latency_ms=row.latency_ms,
+        mean_kl=row.mean_kl,
+        real_agreement={row.artifact: row.agreement for row in real}.get(artifact),
+    )
 
 
 def intervals_of(one: Proportion, other: Proportion) -> Intervals:

@@ -5,7 +5,7 @@ torch is not imported for it: small commands are to be quick.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from compress.exporters.targets import Target
 from compress.pipeline.advice import advice_on, remarks
-from compress.pipeline.comparison import Comparison, Measured
+from compress.pipeline.comparison import Comparison, Measured, Pair
 from compress.pipeline.fidelity import verdict_sentence
 from compress.pipeline.records import Finding, ValidateRecord
 from compress.pipeline.report import render_table, text
@@ -148,21 +148,32 @@ def _sides(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
 def _artifacts(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     for pair in comparison.artifacts:
         yield pair.artifact, "", ""
-        cells = _figures(pair.one), _figures(pair.other)
-        yield from zip(("  size", "  latency", "  mean KL", "  agreement"), *cells, strict=True)
+        yield from _side_by_side(_figures, pair)
         if pair.agreement:
             yield f"  {pair.agreement}", "", ""
+        if any(side and side.real_agreement for side in (pair.one, pair.other)):
+            yield from _side_by_side(_real_figures, pair)
 
 
-def _figures(measured: Measured | None) -> tuple[str, str, str, str]:
-    if measured is None:
-        return (text.MISSING,) * 4
-    return (
-        text.size(measured.size_bytes),
-        text.milliseconds(measured.latency_ms),
-        f"{text.significant(measured.mean_kl)} nats",
-        f"{text.share(measured.agreement)} ({text.interval(measured.agreement)})",
-    )
+def _side_by_side(figures: Callable[[Measured], dict[str, str]], pair: Pair) -> Iterator[tuple[str, str, str]]:
+    """What is told of an artifact in either folder; a dash where it is not there."""
+    sides = [figures(side) if side else {} for side in (pair.one, pair.other)]
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        yield f"  {name}", sides[0].get(name, text.MISSING), sides[1].get(name, text.MISSING)
+
+
+def _figures(measured: Measured) -> dict[str, str]:
+    return {
+        "size": text.size(measured.size_bytes),
+        "latency": text.milliseconds(measured.latency_ms),
+        "mean KL": f"{text.significant(measured.mean_kl)} nats",
+        "agreement": f"{text.share(measured.agreement)} ({text.interval(measured.agreement)})",
+    }
+
+
+def _real_figures(measured: Measured) -> dict[str, str]:
+    real = measured.real_agreement
+    return {"on real images": f"{text.share(real)} ({text.interval(real)})"} if real else {}
 
 
 def _settings(comparison: Comparison) -> Iterator[tuple[str, str, str]]:

@@ -51,6 +51,16 @@ def compared(one: Path, other: Path) -> dict[str, Any]:
     return document
 
 
+def table_of(one: Path, other: Path) -> dict[tuple[str, str], str]:
+    """What the table says of each artifact, by its name and that of the figure."""
+    told, artifact = {}, ""
+    for line in compress("compare", one, other).stdout.splitlines():
+        name, _, values = line.strip().partition("  ")
+        artifact = name if name.startswith("student.") else artifact
+        told[artifact, name] = " ".join(values.split())
+    return told
+
+
 def test_what_both_hold_and_what_differs_is_told(folders: tuple[Path, Path]) -> None:
     told = compared(*folders)
     assert (told["one"]["target"], told["other"]["target"]) == ("onnx", "cpu-x86")
@@ -63,7 +73,8 @@ def test_what_both_hold_and_what_differs_is_told(folders: tuple[Path, Path]) -> 
     assert told["other"]["seconds"] == pytest.approx(sum(report["timings"].values()))
     (row,) = [row for row in report["validation"]["ledger"] if row["artifact"] == "student.int8.onnx"]
     assert artifacts["student.int8.onnx"]["other"] == {
-        name: row[name] for name in ("size_bytes", "agreement", "latency_ms", "mean_kl")
+        **{name: row[name] for name in ("size_bytes", "agreement", "latency_ms", "mean_kl")},
+        "real_agreement": None,
     }
     assert (artifacts["student.int8.onnx"]["one"], artifacts["student.int8.onnx"]["agreement"]) == (None, None)
     assert artifacts["student.onnx"]["agreement"] == "intervals overlap"
@@ -97,6 +108,48 @@ def test_different_probes_are_told_of(folders: tuple[Path, Path]) -> None:
     reseal(folders[1])
     told = compared(*folders)
     assert (told["same_probes"], told["remarks"]) == (False, ["Both were judged on different probes."])
+
+
+def on_real_images(agreeing: int, total: int, sha256: str) -> Callable[[dict[str, Any]], object]:
+    """Lets a report tell of real images, on which every artifact agrees so often."""
+    agreement = proportion(agreeing, total).model_dump()
+
+    def change(report: dict[str, Any]) -> None:
+        rows = [
+            {"artifact": row["artifact"], "agreement": agreement, "accuracy": None}
+            for row in report["validation"]["ledger"]
+        ]
+        report["validation"]["holdout"] = {
+            "name": f"photos-{total}",
+            "images": total,
+            "sha256": sha256,
+            "teacher_accuracy": None,
+            "rows": rows,
+        }
+
+    return change
+
+
+def test_agreement_on_real_images_is_told_for_either_folder(folders: tuple[Path, Path]) -> None:
+    reseal(folders[0], on_real_images(930, 1000, "ab" * 32))
+    told = compared(*folders)
+    measured = told["artifacts"][1]
+    assert measured["one"]["real_agreement"] == proportion(930, 1000).model_dump()
+    assert measured["other"]["real_agreement"] is None
+    assert told["remarks"] == ["Both were judged on the same probes."]
+    # Wilson, n = 1000: 930 agree -> 91.2 to 94.4 %
+    assert table_of(*folders)["student.onnx", "on real images"] == "93.0 % (91.2 to 94.4 %) –"  # noqa: RUF001 - none
+    reseal(folders[1], on_real_images(900, 1000, "ab" * 32))
+    assert "Both were measured on the same 1,000 real images." in compared(*folders)["remarks"]
+
+
+def test_real_images_that_are_not_the_same_are_told_of(folders: tuple[Path, Path]) -> None:
+    reseal(folders[0], on_real_images(930, 1000, "ab" * 32))
+    reseal(folders[1], on_real_images(90, 100, "cd" * 32))
+    assert compared(*folders)["remarks"][0] == (
+        "Their real images, 1,000 in photos-1000 and 100 in photos-100, are not the same: "
+        "agreement on them does not compare."
+    )
 
 
 def test_numbers_that_are_not_finite_are_strings(folders: tuple[Path, Path]) -> None:
