@@ -66,7 +66,7 @@ class Comparison(Record):
     other: Side
     artifacts: tuple[Pair, ...]
     settings: dict[str, tuple[Any, Any]]
-    """By the names that `--set` takes; None where a folder has no such setting."""
+    """But the target, which each side names; by the names that `--set` takes; None where a folder has no such setting."""
 
 
 def compare(one: Path, other: Path) -> Comparison:
@@ -161,7 +161,7 @@ def intervals_of(one: Proportion, other: Proportion) -> Intervals:
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     left, right = dict(_leaves(one)), dict(_leaves(other))
-    names = dict.fromkeys([*left, *right])
+    names = [name for name in dict.fromkeys([*left, *right]) if name != "target"]
     return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
 
 
