@@ -6,7 +6,7 @@ torch is not imported for it: small commands are to be quick.
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
@@ -28,6 +28,16 @@ from compress.pipeline.report.sections import worded
 if TYPE_CHECKING:
     from compress.exporters.lint import Finding as LintFinding
     from compress.pipeline.run import Delivery
+
+INTERVAL = "95 % interval"
+BETWEEN = 8
+"""Blanks before, between and behind the three columns of a comparison."""
+
+SHORTEST = 12
+"""Characters of a folder that a comparison shows at least; where there is no room for so many, all columns are folded."""
+
+LONGEST_LIST = 48
+"""Characters of a list that a comparison shows as it is."""
 
 
 def stdout() -> Console:
@@ -124,16 +134,27 @@ def print_comparison(comparison: Comparison, as_json: bool) -> None:
     if as_json:
         typer.echo(strict_json(comparison.model_dump(mode="json")))
         return
+    console = stdout()
+    sections = [list(rows) for rows in (_sides(comparison), _artifacts(comparison), _settings(comparison))]
+    most = (console.width - BETWEEN - max(len(name) for rows in sections for name, *_ in rows)) // 2
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    for heading in ("", comparison.one.folder, comparison.other.folder):
-        table.add_column(Text(text.visible(heading)), overflow="fold")
-    for rows in (_sides(comparison), _artifacts(comparison), _settings(comparison)):
+    table.add_column(no_wrap=most >= SHORTEST, overflow="fold")
+    for heading in _headings(comparison, max(most, SHORTEST)):
+        table.add_column(Text(heading), overflow="fold")
+    for rows in sections:
         for cells in rows:
             table.add_row(*(Text(text.visible(cell)) for cell in cells))
         table.add_section()
     for remark in comparison.remarks:
-        stdout().print(Text(remark))
-    stdout().print(table)
+        console.print(Text(remark))
+    console.print(table)
+
+
+def _headings(comparison: Comparison, most: int) -> list[str]:
+    """The folders; of a name of more characters than `most` the end, unless the two then are the same."""
+    names = [text.visible(side.folder) for side in (comparison.one, comparison.other)]
+    ends = [name if len(name) <= most else f"…{name[1 - most :]}" for name in names]
+    return names if ends[0] == ends[1] else ends
 
 
 def _sides(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
@@ -141,7 +162,8 @@ def _sides(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     yield "target", one.target, other.target
     yield "student", one.student, other.student
     yield "parameters", text.count(one.parameters), text.count(other.parameters)
-    yield "verdict", f"{one.verdict} ({one.judged})", f"{other.verdict} ({other.judged})"
+    yield "verdict", one.verdict, other.verdict
+    yield "judged file", one.judged, other.judged
     yield "time", text.duration(one.seconds), text.duration(other.seconds)
 
 
@@ -167,15 +189,24 @@ def _figures(measured: Measured) -> dict[str, str]:
         "size": text.size(measured.size_bytes),
         "latency": text.milliseconds(measured.latency_ms),
         "mean KL": f"{text.significant(measured.mean_kl)} nats",
-        "agreement": f"{text.share(measured.agreement)} ({text.interval(measured.agreement)})",
+        "agreement": text.share(measured.agreement),
+        INTERVAL: text.interval(measured.agreement),
     }
 
 
 def _real_figures(measured: Measured) -> dict[str, str]:
     real = measured.real_agreement
-    return {"on real images": f"{text.share(real)} ({text.interval(real)})"} if real else {}
+    return {"on real images": text.share(real), INTERVAL: text.interval(real)} if real else {}
 
 
 def _settings(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     for name, (one, other) in comparison.settings.items():
-        yield name, worded(one), worded(other)
+        yield name, _briefly(one), _briefly(other)
+
+
+def _briefly(value: Any) -> str:
+    """A setting as `--set` takes it; of a list that would fill several lines how many values it has."""
+    shown = worded(value)
+    if isinstance(value, list) and len(shown) > LONGEST_LIST:
+        return f"{len(value):,} values, see settings.yaml"
+    return shown

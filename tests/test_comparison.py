@@ -51,16 +51,6 @@ def compared(one: Path, other: Path) -> dict[str, Any]:
     return document
 
 
-def table_of(one: Path, other: Path) -> dict[tuple[str, str], str]:
-    """What the table says of each artifact, by its name and that of the figure."""
-    told, artifact = {}, ""
-    for line in compress("compare", one, other).stdout.splitlines():
-        name, _, values = line.strip().partition("  ")
-        artifact = name if name.startswith("student.") else artifact
-        told[artifact, name] = " ".join(values.split())
-    return told
-
-
 def test_what_both_hold_and_what_differs_is_told(folders: tuple[Path, Path]) -> None:
     told = compared(*folders)
     assert (told["one"]["target"], told["other"]["target"]) == ("onnx", "cpu-x86")
@@ -96,6 +86,36 @@ def test_settings_that_differ_are_told_by_their_names(folders: tuple[Path, Path]
     rounds = json.loads((folders[0] / "report.json").read_text())["settings"]["distill"]["rounds"]
     assert compared(*folders)["settings"] == {"distill.rounds": [rounds, 7]}
     assert f"distill.rounds {rounds} 7" in " ".join(compress("compare", *folders).stdout.split())
+
+
+def test_the_table_keeps_to_80_columns_and_its_cells_to_a_line(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    deep = tmp_path / "students-of-the-laboratory" / "for-the-arm-boards-of-the-first-series"
+    deep.mkdir(parents=True)
+    one, other = (folder.rename(deep / folder.name) for folder in folders)
+    reseal(one, on_real_images(930, 1000, "ab" * 32))
+    layers = [f"network.layer{number}.conv1" for number in range(4)]
+    reseal(other, lambda report: report["settings"]["quantize"].update(exclude=layers))
+    reseal(other, lambda report: report["settings"]["distill"].update(inherited_learning_rate=0.0123))
+    lines = compress("compare", one, other).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines[1:] if line.strip()]
+    first = [row[0] for row in rows]
+    assert [name[0] for name in rows[0]] == ["…", "…"]
+    assert [name.rpartition("/")[2] for name in rows[0]] == ["plain", "rounded"]
+    assert first[2:8] == ["target", "student", "parameters", "verdict", "judged", "time"]
+    assert first[8:15] == ["student.safetensors", "size", "latency", "mean", "agreement", "95", "intervals"]
+    assert rows[-2:] == [["quantize.exclude", "[]", "4", "values,", "see"], ["settings.yaml"]]
+    assert rows[-3][0] == "distill.inherited_learning_rate"
+
+
+def test_folders_whose_names_end_alike_are_named_whole(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    end = Path("a-name-that-is-longer-than-a-column-of-the-table")
+    for folder in folders:
+        (tmp_path / folder.name[0]).mkdir()
+        folder.rename(tmp_path / folder.name[0] / end)
+    table = compress("compare", tmp_path / "p" / end, tmp_path / "r" / end).stdout
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= 80
 
 
 def test_different_teachers_are_told_of_first(folders: tuple[Path, Path]) -> None:
@@ -143,8 +163,10 @@ def test_agreement_on_real_images_is_told_for_either_folder(folders: tuple[Path,
     assert measured["one"]["real_agreement"] == proportion(930, 1000).model_dump()
     assert measured["other"]["real_agreement"] is None
     assert told["remarks"] == ["Both were judged on the same probes."]
+    rows = [line.split() for line in compress("compare", *folders).stdout.splitlines()]
+    assert ["on", "real", "images", "93.0", "%", "–"] in rows  # noqa: RUF001 - there is none
     # Wilson, n = 1000: 930 agree -> 91.2 to 94.4 %
-    assert table_of(*folders)["student.onnx", "on real images"] == "93.0 % (91.2 to 94.4 %) –"  # noqa: RUF001 - none
+    assert ["95", "%", "interval", "91.2", "to", "94.4", "%", "–"] in rows  # noqa: RUF001 - there is none
     reseal(folders[1], on_real_images(900, 1000, "ab" * 32))
     assert "Both were measured on the same 1,000 real images." in compared(*folders)["remarks"]
 
