@@ -108,6 +108,21 @@ def test_colours_are_those_of_the_teacher(tmp_path: Path) -> None:
     assert np.array_equal(pixels_of(open_holdout(tmp_path, LABELS, COLOUR))[0], [noise(8, 8)] * 3)
 
 
+def test_colours_that_were_made_grey_are_told_of_and_grey_in_three_channels_is_none(tmp_path: Path) -> None:
+    for number, pixels in enumerate([noise(8, 8, 3), noise(8, 8), np.stack([noise(8, 8)] * 3, axis=-1)]):
+        picture(tmp_path / f"{number}.png", pixels)
+    Image.fromarray(noise(8, 8, 3)).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    assert open_holdout(tmp_path, LABELS, GREY).notes == ("2 of 4 real images were in colour and were made grey.",)
+
+
+def test_grey_that_was_made_rgb_is_told_of(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png", noise(8, 8))
+    picture(tmp_path / "2.png", noise(8, 8, 3))
+    Image.fromarray(noise(8, 8)).save(tmp_path / "3.png", transparency=7)
+    Image.fromarray(noise(8, 8)).convert("1").save(tmp_path / "4.bmp")
+    assert open_holdout(tmp_path, LABELS, COLOUR).notes == ("3 of 4 real images were grey and were made RGB.",)
+
+
 def test_a_palette_with_transparent_colours_is_read_without_a_warning(tmp_path: Path) -> None:
     image = Image.fromarray(noise(8, 8, 3)).convert("P")
     image.save(tmp_path / "1.png", transparency=bytes(range(256)))
@@ -221,7 +236,17 @@ def test_arrays_without_labels_have_no_true_class(tmp_path: Path) -> None:
 def test_arrays_of_another_size_are_scaled(tmp_path: Path) -> None:
     holdout = open_holdout(arrays(tmp_path / "real.npz", images=noise(2, 3, 12, 20)), LABELS, GREY)
     assert pixels_of(holdout).shape == (2, 1, 8, 8)
-    assert holdout.notes == ("2 of 2 real images were scaled to 8 x 8 pixels.",)
+    assert holdout.notes == (
+        "2 of 2 real images were scaled to 8 x 8 pixels.",
+        "2 of 2 real images were in colour and were made grey.",
+    )
+
+
+def test_arrays_of_other_channels_are_recoloured_and_told_of(tmp_path: Path) -> None:
+    grey = open_holdout(arrays(tmp_path / "grey.npz", images=noise(2, 8, 8, 1)), LABELS, COLOUR)
+    assert grey.notes == ("2 of 2 real images were grey and were made RGB.",)
+    colour = open_holdout(arrays(tmp_path / "colour.npz", images=noise(2, 3, 8, 8)), LABELS, GREY)
+    assert colour.notes == ("2 of 2 real images were in colour and were made grey.",)
 
 
 @pytest.mark.parametrize(

@@ -368,8 +368,11 @@ def test_real_images_are_measured_beside_the_probes_and_change_nothing_else(
     assert (after["verdict"], after["shipped"]) == (before["verdict"], before["shipped"])
     assert [row["artifact"] for row in holdout["rows"]] == [row["artifact"] for row in after["ledger"]]
     assert (holdout["name"], holdout["images"], holdout["teacher_accuracy"]["total"]) == ("factory", 12, 12)
-    assert holdout["notes"] == ["12 of 12 real images were scaled to 8 x 8 pixels."]
-    assert holdout["notes"][0] in result.stderr
+    assert holdout["notes"] == [
+        "12 of 12 real images were scaled to 8 x 8 pixels.",
+        "12 of 12 real images were in colour and were made grey.",
+    ]
+    assert all(note in result.stderr for note in holdout["notes"])
     sentence = "On 12 real images that you gave, student.int8.onnx gives the teacher's answer on"
     assert sentence in result.stdout
     assert "The verdict does not rest on them." in result.stdout

@@ -45,9 +45,9 @@ class Holdout:
         """
         digest = _digest_of_classes(self.classes)
         batch: list[NDArray[np.uint8]] = []
-        for pixels, _ in self.source.pictures():
-            digest.update(pixels.tobytes())
-            batch.append(pixels)
+        for picture in self.source.pictures():
+            digest.update(picture.pixels.tobytes())
+            batch.append(picture.pixels)
             if len(batch) == BATCH:
                 yield _as_float(batch)
                 batch = []
@@ -75,14 +75,16 @@ def open_holdout(path: Path, labels: Sequence[str], wanted: InputSpec) -> Holdou
     """
     try:
         source = _source(path, labels, wanted)
-        digest, scaled = _digest_of_classes(source.classes), 0
+        digest, scaled, recoloured = _digest_of_classes(source.classes), 0, 0
         for picture in source.pictures():
             digest.update(picture.pixels.tobytes())
             scaled += picture.scaled
+            recoloured += picture.recoloured
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
-    size = f"{wanted.width} x {wanted.height}"
-    notes = (f"{scaled:,} of {len(source):,} real images were scaled to {size} pixels.",) if scaled else ()
+    colours = "in colour and were made grey" if wanted.channels == 1 else "grey and were made RGB"
+    done = {f"scaled to {wanted.width} x {wanted.height} pixels": scaled, colours: recoloured}
+    notes = tuple(f"{count:,} of {len(source):,} real images were {what}." for what, count in done.items() if count)
     return Holdout(name=path.resolve().name, source=source, sha256=digest.hexdigest(), notes=notes)
 
 
