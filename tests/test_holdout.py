@@ -47,9 +47,11 @@ def pixels_of(holdout: Holdout) -> NDArray[np.uint8]:
     return (np.concatenate(list(holdout.batches())) * 255).round().astype(np.uint8)
 
 
-def refusal(path: Path, kind: type[CompressError], wanted: InputSpec = GREY) -> CompressError:
+def refusal(
+    path: Path, kind: type[CompressError], wanted: InputSpec = GREY, labels: tuple[str, ...] = LABELS
+) -> CompressError:
     with pytest.raises(kind) as caught:
-        open_holdout(path, LABELS, wanted)
+        open_holdout(path, labels, wanted)
     assert type(caught.value) is kind
     return caught.value
 
@@ -152,6 +154,46 @@ def test_accents_may_be_written_apart_from_their_letters(tmp_path: Path) -> None
     holdout = open_holdout(tmp_path, ("tea", "caf\u00e9"), GREY)
     assert holdout.classes is not None
     assert holdout.classes.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("label", "folder"),
+    [
+        (".net", ".net"),
+        ("on/off", "on_off"),
+        ("../away", ".._away"),
+        ("/etc", "_etc"),
+        ("a\\b", "a_b"),
+        (".", "_"),
+        ("..", "__"),
+    ],
+)
+def test_a_class_that_no_usual_folder_can_be_called_as_is_found_by_another_name(
+    tmp_path: Path, label: str, folder: str
+) -> None:
+    picture(tmp_path / "real" / folder / "1.png")
+    picture(tmp_path / "real" / "star" / "1.png")
+    picture(tmp_path / "away" / "1.png")
+    (tmp_path / "real" / ".cache").mkdir()
+    holdout = open_holdout(tmp_path / "real", ("star", label), GREY)
+    assert holdout.classes is not None
+    assert sorted(holdout.classes.tolist()) == [0, 1]
+
+
+def test_a_class_that_leads_out_of_the_folder_is_looked_for_inside_alone(tmp_path: Path) -> None:
+    picture(tmp_path / "away" / "1.png")
+    (tmp_path / "real").mkdir()
+    error = refusal(tmp_path / "real", UsageError, labels=("../away", str(tmp_path / "away"), ".."))
+    assert error.message == f"There are no pictures in {str(tmp_path / 'real')!r}."
+    assert "such as .._away/1.png" in error.hint
+
+
+@pytest.mark.parametrize("other", ["on_off", "on\\off"])
+def test_a_folder_that_may_be_of_two_classes_is_refused(tmp_path: Path, other: str) -> None:
+    picture(tmp_path / "on_off" / "1.png")
+    error = refusal(tmp_path, UsageError, labels=("star", "on/off", other))
+    assert error.message == f"The folder 'on_off' may be that of the class 'on/off' or of {other!r}."
+    assert error.hint == "Give --holdout an .npz, which has the classes by their numbers."
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def open_holdout(path: Path, labels: Sequence[str], wanted: InputSpec) -> Holdou
         wanted: what the teacher takes.
 
     Raises:
-        UsageError: there are no images, or a folder is called as no class is.
+        UsageError: there are no images, or a folder is called as no class is, or as several may be.
         InputError: an image cannot be read, or the file is no such archive.
         MissingResourceError: Pillow is needed and missing.
     """
