@@ -10,7 +10,8 @@ import os
 import re
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,7 +143,7 @@ EPILOG = """[bold]Other commands[/bold], each with --help
   5    a dependency, a text encoder, hardware or disk space is missing
   6    no student is small enough
   7    learning diverged, lower rates notwithstanding
-  130  interrupted; the same command continues"""
+  130  interrupted; a run continues with the same command"""
 
 
 @app.callback(invoke_without_command=True)
@@ -258,15 +259,16 @@ def run_command(
         if dry_run:
             _show_plan(checkpoint, labels, settings, console, as_json, holdout)
             return
-        if world is not None and not world.leads:
-            code = _follow(checkpoint, settings)
-        else:
-            folder = output or Path(f"{checkpoint.stem}-{settings.target}")
-            delivery = _run(checkpoint, labels, folder, settings, console, holdout)
-            print_delivery(delivery, as_json)
-            code = exit_code(delivery.report.validation, allow_inconclusive)
-            if world is not None:
-                _dismiss(world, code)
+        with _continuable():
+            if world is not None and not world.leads:
+                code = _follow(checkpoint, settings)
+            else:
+                folder = output or Path(f"{checkpoint.stem}-{settings.target}")
+                delivery = _run(checkpoint, labels, folder, settings, console, holdout)
+                print_delivery(delivery, as_json)
+                code = exit_code(delivery.report.validation, allow_inconclusive)
+                if world is not None:
+                    _dismiss(world, code)
     raise typer.Exit(code)
 
 
@@ -484,6 +486,15 @@ def exit_code(validation: "ValidateRecord", allow_inconclusive: bool) -> int:
     return 0 if validation.verdict in accepted else GateError.exit_code
 
 
+@contextmanager
+def _continuable() -> Iterator[None]:
+    """An interruption is told with what it leaves to do; other commands have nothing to continue."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("Stopped.", "The same command continues where it was.") from error
+
+
 def _run(
     checkpoint: Path, labels: Path, folder: Path, settings: "Settings", console: "Console", holdout: Path | None
 ) -> "Delivery":
@@ -569,7 +580,7 @@ def _known(error: BaseException) -> CompressError | None:
     if isinstance(error, CompressError):
         return error
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted("Stopped.", "The same command continues where it was.")
+        return Interrupted("Stopped.")
     if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
         hint = "Smaller batches need less: --set synthesis.batch_size=50 --set distill.batch_size=64."
         return MissingResourceError("The memory is full.", hint)

@@ -9,7 +9,7 @@ CompressError               1   internal error
 │   └── MemoryFullError     5   a batch does not fit into the memory
 ├── BudgetError             6   no student fits the budget
 ├── DivergenceError         7   a loss or a weight grew beyond all bounds
-└── Interrupted           130   stopped by the user; the same command continues
+└── Interrupted           130   stopped by the user; a run continues with the same command
 """
 
 from typing import ClassVar, Literal
@@ -79,7 +79,7 @@ class DivergenceError(CompressError):
 
 
 class Interrupted(CompressError):
-    """The user stopped the run; what was finished is kept."""
+    """The user stopped the command; what a run had finished is kept."""
 
     exit_code = 130
 

@@ -465,14 +465,25 @@ def test_memory_that_runs_out_is_missing_hardware(monkeypatch: pytest.MonkeyPatc
     assert result.stderr.startswith("compress: The memory is full.\nSmaller batches need less: --set synthesis.")
 
 
-def test_ctrl_c_ends_any_command_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> list[str]:
-        raise KeyboardInterrupt
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
+
+def test_ctrl_c_ends_any_command_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compress.exporters.targets.target_names", interrupted)
     result = compress("targets")
-    assert (result.exit_code, result.stdout) == (130, "")
-    assert result.stderr.startswith("compress: Stopped.\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "compress: Stopped.\n")
+
+
+def test_of_runs_alone_it_is_said_that_the_same_command_continues(
+    monkeypatch: pytest.MonkeyPatch, labels_file: Path, here: Path
+) -> None:
+    monkeypatch.setattr("compress.pipeline.plan.make_plan", interrupted)
+    monkeypatch.setattr("compress.pipeline.run.run", interrupted)
+    words = ("teacher.pt", "--labels", labels_file)
+    run, plan = compress(*words), compress(*words, "--dry-run", "--quiet")
+    assert (run.exit_code, run.stderr) == (130, "compress: Stopped.\nThe same command continues where it was.\n")
+    assert (plan.exit_code, plan.stderr) == (130, "compress: Stopped.\n")
 
 
 @pytest.mark.parametrize(("ci", "is_terminal"), [("true", False), ("1", False), ("", True), ("false", True)])
