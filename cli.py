@@ -312,7 +312,7 @@ def targets_command(as_json: Json = False) -> None:
 
     targets = [load_target(name) for name in target_names()]
     if as_json:
-        typer.echo(json.dumps([target.model_dump(mode="json") for target in targets], indent=2))
+        typer.echo(json.dumps([target.told() for target in targets], indent=2))
         return
     from compress.pipeline.printing import print_targets
 

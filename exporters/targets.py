@@ -21,6 +21,9 @@ FIRST_TYPED_ONLY = 11
 FIRST_WITH_BYTES = (8, 5)
 """The first TensorRT that takes images of bytes. Source: github.com/onnx/onnx-tensorrt, release notes of 8.5."""
 
+OF_ENGINES = ("trtexec", "max_batch", "workspace_mib")
+"""Fields that say how an engine is built; what ONNX Runtime runs takes batches of any size."""
+
 
 def version_numbers(version: str) -> tuple[int, ...]:
     """`8.6.2` as (8, 6, 2)."""
@@ -117,6 +120,11 @@ class Target(Record):
     def timed_on_cpu(self) -> bool:
         """Whether a time on the CPU that runs `compress` stands for the device; of TensorRT only an engine's does."""
         return self.runtime == "onnxruntime"
+
+    def told(self) -> dict[str, Any]:
+        """Every field in JSON's types; None for those of engines where no engine is built."""
+        fields = self.model_dump(mode="json")
+        return fields if self.runtime == "tensorrt" else fields | dict.fromkeys(OF_ENGINES)
 
 
 def targets_folder() -> Path:

@@ -21,7 +21,7 @@ from torch import nn
 
 import compress as package
 from compress import cli
-from compress.exporters.targets import target_names
+from compress.exporters.targets import load_target, target_names
 from compress.pipeline.errors import UsageError
 from compress.pipeline.records import ValidateRecord, Verdict
 from tests.command import LABELS, compress
@@ -99,6 +99,14 @@ def test_targets_are_listed_for_machines() -> None:
     listed = json.loads(compress("targets", "--json").stdout)
     assert [target["name"] for target in listed] == target_names()
     assert listed[0]["precisions"] == ["fp32", "int8"]
+
+
+def test_only_targets_of_engines_have_a_largest_batch_for_machines() -> None:
+    listed = {target["name"]: target for target in json.loads(compress("targets", "--json").stdout)}
+    for target in listed.values():
+        of_engine = {target[name] is not None for name in ("max_batch", "trtexec", "workspace_mib")}
+        assert of_engine == {target["runtime"] == "tensorrt"}
+    assert listed["jetson"]["max_batch"] == load_target("jetson").max_batch
 
 
 def test_the_schema_is_json() -> None:
