@@ -5,7 +5,7 @@ torch is not imported for it: small commands are to be quick.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -48,26 +48,22 @@ def print_delivery(delivery: "Delivery", as_json: bool) -> None:
     from compress.pipeline.workspace import STAGES
 
     validation, engine = delivery.report.validation, delivery.report.export.engine
-    sentence, beside = verdict_sentence(validation), remarks(validation, delivery.report.target)
+    beside = remarks(validation, delivery.report.target)
     if annotation := tell_runner(delivery.report, delivery.folder, os.environ):
         typer.echo(annotation, err=True)
     if as_json:
-        content = {
-            "verdict": validation.verdict,
-            "reason": sentence,
-            "advice": beside,
+        about_run = {
             "folder": str(delivery.folder),
             "seconds": round(delivery.seconds, 1),
             "reused": delivery.reused,
             "engine": engine.message,
-            "validation": validation.model_dump(mode="json"),
         }
-        typer.echo(strict_json(content))
+        typer.echo(_verdict_json(validation, beside, about_run))
         return
     console = stdout()
     console.print(render_table(validation))
     console.print(Text(engine.message))
-    console.print(Text(sentence, style="bold"))
+    console.print(Text(verdict_sentence(validation), style="bold"))
     for line in filter(None, (beside, on_real_images(validation))):
         console.print(Text(line))
     reused = f", {len(delivery.reused)} of {len(STAGES)} stages reused" if delivery.reused else ""
@@ -75,20 +71,20 @@ def print_delivery(delivery: "Delivery", as_json: bool) -> None:
 
 
 def print_validation(validation: ValidateRecord, as_json: bool) -> None:
-    sentence, beside = verdict_sentence(validation), advice_on(validation)
+    beside = advice_on(validation)
     if as_json:
-        content = {
-            "verdict": validation.verdict,
-            "reason": sentence,
-            "advice": beside,
-            "validation": validation.model_dump(mode="json"),
-        }
-        typer.echo(strict_json(content))
+        typer.echo(_verdict_json(validation, beside))
         return
     stdout().print(render_table(validation))
-    stdout().print(Text(sentence, style="bold"))
+    stdout().print(Text(verdict_sentence(validation), style="bold"))
     if beside:
         stdout().print(Text(beside))
+
+
+def _verdict_json(validation: ValidateRecord, beside: str, about_run: Mapping[str, Any] | None = None) -> str:
+    """The verdict in words first, everything that it rests on last."""
+    content = {"verdict": validation.verdict, "reason": verdict_sentence(validation), "advice": beside}
+    return strict_json({**content, **(about_run or {}), "validation": validation.model_dump(mode="json")})
 
 
 def print_targets(targets: list[Target]) -> None:

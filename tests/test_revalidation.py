@@ -60,6 +60,7 @@ def ledger(result: Result) -> dict[str, dict[str, Any]]:
 def test_a_folder_gets_the_verdict_that_it_was_delivered_with(folder: Path) -> None:
     result = compress("validate", folder, "--json")
     assert result.exit_code == 0
+    assert list(json.loads(result.stdout)) == ["verdict", "reason", "advice", "validation"]
     before = json.loads((folder / "report.json").read_text())["validation"]
     now = ledger(result)
     assert list(now) == [
