@@ -377,16 +377,18 @@ def validate_command(
     as_json: Json = False,
 ) -> None:
     """Judge a delivered folder again, or the engine that its device built; exits with 4 unless the verdict is PASS."""
+    from compress.pipeline.delivered import read_report
     from compress.pipeline.printing import print_validation
     from compress.pipeline.revalidation import revalidate
 
     gates = limits(min_agreement, min_class_agreement, max_kl, max_size_mb, max_latency_ms)
-    validation = revalidate(folder, receipt, gates, engine)
+    report = read_report(folder)
+    validation = revalidate(folder, report, receipt, gates, engine)
     if (folder / "student.plan").exists() and receipt is None and not engine:
         typer.echo(
             "student.plan was not judged: ask for it by --receipt engine.receipt.json, or by --engine.", err=True
         )
-    print_validation(validation, as_json)
+    print_validation(validation, report.target, as_json)
     raise typer.Exit(exit_code(validation, allow_inconclusive))
 
 

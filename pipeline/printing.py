@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.exporters.targets import Target
-from compress.pipeline.advice import advice_on, remarks
+from compress.pipeline.advice import remarks
 from compress.pipeline.comparison import Comparison, Measured, Pair
 from compress.pipeline.fidelity import verdict_sentence
 from compress.pipeline.records import Finding, ValidateRecord
@@ -70,8 +70,8 @@ def print_delivery(delivery: "Delivery", as_json: bool) -> None:
     console.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 
 
-def print_validation(validation: ValidateRecord, as_json: bool) -> None:
-    beside = advice_on(validation)
+def print_validation(validation: ValidateRecord, target: Target, as_json: bool) -> None:
+    beside = remarks(validation, target)
     if as_json:
         typer.echo(_verdict_json(validation, beside))
         return

@@ -17,7 +17,7 @@ from compress.exporters.bundle import sha256_of
 from compress.exporters.deploy import PLAN_NAME
 from compress.exporters.runners import EngineRunner
 from compress.exporters.targets import Gates
-from compress.pipeline.delivered import read_probes, read_report
+from compress.pipeline.delivered import read_probes
 from compress.pipeline.distillation.stage import STUDENT_FILE
 from compress.pipeline.errors import InputError, UsageError
 from compress.pipeline.networks import build
@@ -66,20 +66,22 @@ class Receipt(BaseModel):
 
 
 def revalidate(
-    folder: Path, receipt: Path | None = None, gates: Mapping[str, float] | None = None, engine: bool = False
+    folder: Path,
+    report: ReportData,
+    receipt: Path | None = None,
+    gates: Mapping[str, float] | None = None,
+    engine: bool = False,
 ) -> ValidateRecord:
-    """Measure every artifact of a delivered folder once more on its probes.
+    """Measure every artifact of a delivered folder, which has that report, once more on its probes.
 
     With the `receipt` of an engine, whose logits lie beside it, the engine decides; with `engine` the one in the folder,
     which is a program that is run. `gates` by name take the place of those that the folder was made with.
 
     Raises:
-        GateError: a file is not as it was delivered.
-        UsageError: there is no such folder, receipt or engine.
-        InputError: the report is of another version, or the receipt is not that of an engine of this folder.
+        UsageError: there is no such receipt or engine, or a limit that cannot be.
+        InputError: the receipt is not that of an engine of this folder, or the folder holds no such student or probes.
         MissingResourceError: TensorRT or a GPU is missing for the engine.
     """
-    report = read_report(folder)
     probes = read_probes(folder)
     try:
         limits = Gates.model_validate(report.settings.get("gates", {}) | dict(gates or {}))
