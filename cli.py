@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -388,7 +388,7 @@ def validate_command(
         typer.echo(
             "student.plan was not judged: ask for it by --receipt engine.receipt.json, or by --engine.", err=True
         )
-    print_validation(validation, report.target, as_json)
+    print_validation(validation, report.target, as_options(gates), as_json)
     raise typer.Exit(exit_code(validation, allow_inconclusive))
 
 
@@ -480,6 +480,12 @@ def limits(
         "max_latency_ms": max_latency_ms,
     }
     return {name: limit for name, limit in named.items() if limit is not None}
+
+
+def as_options(gates: Mapping[str, float]) -> str:
+    """Gates by the names of the settings, as a command takes them."""
+    others = {"max_mean_kl": "max_kl"}
+    return " ".join(f"--{others.get(name, name).replace('_', '-')} {limit:.12g}" for name, limit in gates.items())
 
 
 def exit_code(validation: "ValidateRecord", allow_inconclusive: bool) -> int:

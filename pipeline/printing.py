@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from compress.exporters.lint import Finding as LintFinding
     from compress.pipeline.run import Delivery
 
+MORE_PROBES = "--probes "
+"""In the advice to make more of them, by the command of the run."""
+
 INTERVAL = "95 % interval"
 BETWEEN = 8
 """Blanks before, between and behind the three columns of a comparison."""
@@ -70,8 +73,11 @@ def print_delivery(delivery: "Delivery", as_json: bool) -> None:
     console.print(Text(f"{delivery.folder}/report.html ({delivery.seconds:.0f} s{reused})"))
 
 
-def print_validation(validation: ValidateRecord, target: Target, as_json: bool) -> None:
+def print_validation(validation: ValidateRecord, target: Target, limits: str, as_json: bool) -> None:
+    """`limits` are the options by which other gates were asked for than those of the run."""
     beside = remarks(validation, target)
+    if limits and MORE_PROBES in beside:
+        beside += f" The run has gates of its own: validate with {limits} again when the probes are there."
     if as_json:
         typer.echo(_verdict_json(validation, beside))
         return

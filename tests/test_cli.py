@@ -185,6 +185,14 @@ def test_only_a_pass_is_a_success(verdict: Verdict, allow_inconclusive: bool, co
     assert cli.exit_code(ValidateRecord.model_construct(verdict=verdict), allow_inconclusive) == code
 
 
+def test_gates_are_told_as_the_options_that_set_them() -> None:
+    gates = cli.limits(0.97, 0.8, 0.25, 2, 1.5)
+    assert cli.as_options(gates) == (
+        "--min-agreement 0.97 --min-class-agreement 0.8 --max-kl 0.25 --max-size-mb 2 --max-latency-ms 1.5"
+    )
+    assert cli.as_options(cli.limits(None, None, None, None, None)) == ""
+
+
 # Bad input: one sentence, a hint, the right exit code, and nothing written
 
 
