@@ -30,6 +30,7 @@ def assess_adequacy(
     teacher_logits: Logits,
     targets: NDArray[np.integer],
     made_for_a_class: metrics.Mask,
+    unrecognised: int = 0,
     copied: int = 0,
     repeated: int = 0,
     batch_norm_shift: float | None = None,
@@ -43,6 +44,7 @@ def assess_adequacy(
     Args:
         targets: the classes `[N]` that the images were made for.
         made_for_a_class: which of them `[N]` were made to show that class, and are shown as they were made.
+        unrecognised: how many of those were left out, since the teacher takes them for another class.
         copied: how many of them the student learned from.
         repeated: how many of those made for a class are like another of them.
         batch_norm_shift: how far these are from the teacher's training, see `likeness`.
@@ -72,7 +74,7 @@ def assess_adequacy(
         num_classes=num_classes,
         largest_class_share=float(shares.max()),
         median_confidence=median_confidence,
-        on_target=proportion(int(on_target.sum()), len(on_target)),
+        on_target=proportion(int(on_target.sum()), len(on_target) + unrecognised),
         batch_norm_shift=batch_norm_shift,
         repeated=repeated,
         copied=copied,

@@ -63,12 +63,7 @@ def _better_probes(adequacy: ProbeAdequacy) -> str:
 
 def remarks(validate: ValidateRecord, target: Target) -> str:
     """What to know and to do beside the verdict; empty where there is nothing."""
-    return " ".join(filter(None, (advice_on(validate), speed_remark(validate, target))))
-
-
-def advice_on(validate: ValidateRecord) -> str:
-    """What to do about the verdict, and about what rounding cost; empty where there is nothing."""
-    return " ".join(filter(None, (advice(validate), loss_remark(validate))))
+    return " ".join(filter(None, (advice(validate), loss_remark(validate), speed_remark(validate, target))))
 
 
 def loss_remark(validate: ValidateRecord) -> str:

@@ -82,7 +82,7 @@ def read_probes(folder: Path) -> Probes:
         probes = Probes.load(folder / PROBES_FILE)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.") from error
-    lengths = {len(array) for array in probes._asdict().values()}
+    lengths = {len(array) for name, array in probes._asdict().items() if name != "made"}
     if probes.images.dtype != np.uint8 or probes.images.ndim != 4 or len(lengths) > 1:
         raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.")
     return probes

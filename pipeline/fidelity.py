@@ -53,14 +53,16 @@ def measure_artifact(
     kinds: NDArray[np.str_],
     gates: Gates,
     groups: NDArray[np.integer] | None = None,
+    generators: NDArray[np.integer] | None = None,
     labels: Sequence[str] = (),
     timed_on_device: bool = True,
     adequate: bool = True,
 ) -> ArtifactFidelity:
     """One artifact against the teacher on the same N probes: logits `[N, K]`, the `kinds` of the probes `[N]`.
 
-    All is measured over all probes, and beside it for each kind; agreement also for each class that the teacher names.
-    Probes of one of the `groups` `[N]` are alike, by default none are. Without `labels`, classes go by their numbers.
+    All is measured over all probes, and beside it for each kind; agreement also for each class that the teacher names, and for
+    each of the `generators` `[N]`, by default one. Probes of one of the `groups` `[N]` are alike, by default none are. Without
+    `labels`, classes go by their numbers.
     `latency_ms` is judged only if it was `timed_on_device`, where the model is to run; what rests on the probes, only if they
     are `adequate`.
 
@@ -70,8 +72,10 @@ def measure_artifact(
     if not len(kinds) or teacher_logits.shape != student_logits.shape or len(kinds) != len(teacher_logits):
         raise ValueError(f"teacher {teacher_logits.shape}, student {student_logits.shape}, kinds {kinds.shape}")
     groups = np.arange(len(kinds)) if groups is None else groups
+    generators = np.zeros(len(kinds), int) if generators is None else generators
     over_all = measures(teacher_logits, student_logits, groups)
-    by_class = _agreement_by_class(teacher_logits, student_logits, groups)
+    agree, named = metrics.top_k_agreement(teacher_logits, student_logits), teacher_logits.argmax(axis=1)
+    by_class = _agreement_by(named, teacher_logits.shape[1], agree, groups)
     names = labels or [f"class {number}" for number in range(len(by_class))]
     confusion = metrics.confusion(teacher_logits, student_logits)
     judged = judge(
@@ -96,6 +100,7 @@ def measure_artifact(
             for kind in np.unique(kinds)
         },
         agreement_by_class=by_class,
+        agreement_by_generator=_agreement_by(generators, int(generators.max()) + 1, agree, groups),
         confusion=tuple(map(tuple, confusion.tolist())) if len(confusion) <= MOST_MAPPED else None,
         confusions=_confusions(confusion),
         gates=judged,
@@ -103,13 +108,11 @@ def measure_artifact(
     )
 
 
-def _agreement_by_class(
-    teacher_logits: Logits, student_logits: Logits, groups: NDArray[np.integer]
+def _agreement_by(
+    part: NDArray[np.integer], parts: int, agree: metrics.Mask, groups: NDArray[np.integer]
 ) -> tuple[Proportion, ...]:
-    """On the probes that the teacher puts into each class."""
-    agree, named = metrics.top_k_agreement(teacher_logits, student_logits), teacher_logits.argmax(axis=1)
-    of_class = [named == number for number in range(teacher_logits.shape[1])]
-    return tuple(proportion_of(agree[there], groups[there]) for there in of_class)
+    """The share of images `[N]` that agree, for each of the `parts` that they fall into."""
+    return tuple(proportion_of(agree[part == number], groups[part == number]) for number in range(parts))
 
 
 def _confusions(counts: NDArray[np.int64]) -> tuple[Confusion, ...]:

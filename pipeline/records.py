@@ -338,6 +338,8 @@ class ArtifactFidelity(LedgerRow):
     """The same for each kind of probes."""
     agreement_by_class: tuple[Proportion, ...]
     """On the probes that the teacher puts into each class."""
+    agreement_by_generator: tuple[Proportion, ...]
+    """On the probes of each generator."""
     confusion: tuple[tuple[int, ...], ...] | None
     """Probes by the teacher's class, the rows, and the artifact's; None with many classes."""
     confusions: tuple[Confusion, ...]
@@ -367,7 +369,8 @@ class ProbeAdequacy(Record):
     median_confidence: float
     """The teacher's median largest softmax probability on the probes made for a class."""
     on_target: Proportion
-    """Share of the probes made for a class that the teacher puts into that class."""
+    """Share of the images made for a class that the teacher puts into that class; the others are no probes, unless they were
+    most."""
     batch_norm_shift: float | None = None
     """How far the features of those probes lie from the teacher's training, in standard deviations, by its batch norms."""
     repeated: int = 0

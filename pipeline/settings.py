@@ -184,10 +184,10 @@ class DistillSettings(Section):
 class ProbeSettings(Section):
     """Held-out synthetic images that nothing was trained on."""
 
-    batches: int = Field(default=8, ge=1)
+    batches: int = Field(default=12, ge=1)
     """Synthetic batches, each of its own seed, that the probes of the verdict are views of: two and a half of each image."""
-    generators: int = Field(default=1, ge=1)
-    """Freshly initialised generators that share the work."""
+    generators: int = Field(default=4, ge=1)
+    """Freshly initialised generators that share the work: what one makes is more alike than what several make."""
     warmup_batches: int = Field(default=4, ge=0)
     """Batches that each of them makes and throws away first, since an untrained one makes images no class claims."""
     least: int = Field(default=0, ge=0)

@@ -353,7 +353,8 @@ def _enough_probes(space: Workspace, folder: Path) -> Probes:
     whole, made = batches_for(missing, space.settings), count(1)
 
     def on_batch() -> None:
-        space.progress.advance(next(made), whole, "more probes")
+        done = next(made)
+        space.progress.advance(done, max(done, whole), "more probes")
 
     teacher = _teacher_on_device(space)
     probes = with_more(probes, least, teacher, space.embeddings(), space.settings, space.compute, on_batch)

@@ -1,5 +1,6 @@
 import numpy as np
 
+from compress.pipeline.adequacy import assess_adequacy
 from compress.pipeline.proportions import proportion
 from tests.verdicts import CLASSES, PROBES, assessed, probes
 
@@ -12,6 +13,12 @@ def test_confident_probes_of_every_class_are_adequate() -> None:
     assert adequacy.largest_class_share == 0.1
     assert adequacy.on_target == proportion(500, 500)
     assert adequacy.median_confidence > 0.95
+
+
+def test_images_that_were_left_out_count_where_it_is_told_how_many_were_recognised() -> None:
+    logits, targets, kinds = probes()
+    told = assess_adequacy(logits, targets, kinds == "synthesised", unrecognised=125)
+    assert told.on_target == proportion(500, 625)
 
 
 def test_the_confidence_is_that_of_the_probes_made_for_a_class() -> None:

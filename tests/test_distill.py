@@ -22,6 +22,7 @@ from compress.pipeline.distillation.metrics_file import METRICS_FILE
 from compress.pipeline.distillation.schedule import Schedule, Speed, cosine, evenly
 from compress.pipeline.distillation.stage import (
     FINAL_SAMPLES_FILE,
+    LAST_FILE,
     POOL_FILE,
     PROBES_FILE,
     STUDENT_FILE,
@@ -60,7 +61,7 @@ ROUNDS = 5
 """Two of warm-up, three of learning, and a generator that lives for two of them."""
 
 KEPT = {
-    *(STUDENT_FILE, POOL_FILE, PROBES_FILE, METRICS_FILE, SECONDS_FILE),
+    *(STUDENT_FILE, LAST_FILE, POOL_FILE, PROBES_FILE, METRICS_FILE, SECONDS_FILE),
     *(WARMUP_SAMPLES_FILE, FINAL_SAMPLES_FILE),
 }
 """What a run leaves behind."""
@@ -73,7 +74,7 @@ def settings(**changes: Any) -> Settings:
     usual: dict[str, Any] = {
         "synthesis": {"batch_size": 12, "steps": 1, "generator_life": 2},
         "distill": {"warmup_rounds": 2, "warmup_batches": 2, "rounds": 3, "kd_steps": 2, "batch_size": 8},
-        "probes": {"batches": 1, "warmup_batches": 1},
+        "probes": {"batches": 1, "generators": 1, "warmup_batches": 1},
     }
     return tiny_settings(**merge(usual, changes))
 
@@ -117,7 +118,7 @@ def interrupt(folder: Path, after: int, **options: Any) -> None:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in (STUDENT_FILE, POOL_FILE, PROBES_FILE)}
+    return {name: (folder / name).read_bytes() for name in (STUDENT_FILE, LAST_FILE, POOL_FILE, PROBES_FILE)}
 
 
 def results_and_more(folder: Path) -> set[str]:
@@ -156,7 +157,8 @@ def test_the_record_says_what_was_made(whole: tuple[Path, DistillRecord]) -> Non
     assert record.parameters == sum(p.numel() for p in build(record.spec).parameters())
     assert (record.warmup_rounds, record.rounds, record.kd_steps) == (2, 3, 6)
     assert record.pool_images == len(ImagePool.load(folder / POOL_FILE)) == 2 * 2 * 12 + 3 * 12
-    assert record.probes == len(Probes.load(folder / PROBES_FILE).images) == 12
+    found = Probes.load(folder / PROBES_FILE)
+    assert record.probes == len(found.images) > 12 == found.made.sum()
     assert record.notes == ()
 
 
@@ -193,7 +195,7 @@ def loaded(folder: Path, record: DistillRecord) -> Normalised:
 
 def test_the_student_on_disk_agrees_as_recorded(whole: tuple[Path, DistillRecord]) -> None:
     folder, record = whole
-    images, _ = held_out_images(
+    images, *_ = held_out_images(
         tiny_teacher(), tiny_embeddings(), settings(), CPU, purpose="monitor", batches=1, generators=1
     )
     monitor = Monitor(images, teacher_logits(tiny_teacher(), images).argmax(1))
@@ -366,17 +368,19 @@ def test_no_probe_was_trained_on_or_chosen_by(tmp_path: Path, monkeypatch: pytes
     held_out: dict[str, set[bytes]] = {}
     make = probes.held_out_images
 
-    def watched(*arguments: Any, purpose: str, **options: Any) -> tuple[Tensor, Tensor]:
-        images, targets = make(*arguments, purpose=purpose, **options)
-        held_out[purpose] = {image.numpy().tobytes() for image in images}
-        return images, targets
+    def watched(*arguments: Any, purpose: str, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        made: tuple[Tensor, Tensor, Tensor] = make(*arguments, purpose=purpose, **options)
+        held_out[purpose] = {image.numpy().tobytes() for image in made[0]}
+        return made
 
     monkeypatch.setattr(probes, "held_out_images", watched)
     monkeypatch.setattr(module, "held_out_images", watched)
     run(tmp_path)
     pool = {image.numpy().tobytes() for image in ImagePool.load(tmp_path / POOL_FILE).images}
-    final = {image.tobytes() for image in Probes.load(tmp_path / PROBES_FILE).images}
-    assert [len(images) for images in (pool, final, held_out["monitor"], held_out["probes"])] == [84, 12, 12, 12]
+    found = Probes.load(tmp_path / PROBES_FILE).images
+    final = {image.tobytes() for image in found}
+    assert [len(images) for images in (pool, held_out["monitor"], held_out["probes"])] == [84, 12, 12]
+    assert len(found) > 12
     assert not pool & (final | held_out["probes"])
     assert not pool & held_out["monitor"]
     assert not held_out["monitor"] & (final | held_out["probes"])

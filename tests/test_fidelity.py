@@ -45,6 +45,12 @@ def test_agreement_is_told_by_kind_and_by_the_class_that_the_teacher_names() -> 
     assert [part.value for part in row.agreement_by_class] == [0.5] * CLASSES
 
 
+def test_agreement_is_told_by_the_generator_that_made_the_probes() -> None:
+    row = measured(wrong_on(300), generators=np.arange(PROBES) // 250)
+    assert [part.value for part in row.agreement_by_generator] == [0, 0.8, 1, 1]
+    assert [part.total for part in measured(wrong_on(300)).agreement_by_generator] == [PROBES]
+
+
 def test_the_most_frequent_confusions_are_listed_and_single_ones_are_not() -> None:
     teacher, *_ = probes()
     student = teacher.copy()

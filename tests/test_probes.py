@@ -1,4 +1,5 @@
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def settings(**probes: Any) -> Settings:
 
 
 def held_out(purpose: str = "probes", *, batches: int = 2, generators: int = 1, **probes: Any) -> torch.Tensor:
-    images, targets = held_out_images(
+    images, targets, _ = held_out_images(
         tiny_teacher(),
         tiny_embeddings(),
         settings(**probes),
@@ -45,8 +46,16 @@ def held_out(purpose: str = "probes", *, batches: int = 2, generators: int = 1, 
     return images
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_images() -> Iterator[None]:
+    """An untrained teacher recognises some images by chance; but for the tests that are about it, none is left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LEAST_RECOGNISED", 2.0)
+        yield
+
+
 @pytest.fixture(scope="module")
-def made() -> Probes:
+def made(all_images: None) -> Probes:
     return make_probes(tiny_teacher(), tiny_embeddings(), settings(), CPU)
 
 
@@ -65,7 +74,7 @@ def test_held_out_images_depend_on_seed_and_purpose_alone() -> None:
 
 def test_another_seed_makes_other_images() -> None:
     other = tiny_settings(seed=1, synthesis={"batch_size": 20, "steps": 2}, probes={"warmup_batches": 1})
-    images, _ = held_out_images(
+    images, *_ = held_out_images(
         tiny_teacher(), tiny_embeddings(), other, CPU, purpose="probes", batches=2, generators=1
     )
     assert not torch.equal(images, held_out())
@@ -160,6 +169,37 @@ def test_each_kind_is_what_it_says(made: Probes) -> None:
     assert np.array_equal((moved * 255).round().to(torch.uint8).numpy(), made.images[boundary])
 
 
+def test_probes_tell_the_generator_that_made_them() -> None:
+    made = make_probes(tiny_teacher(), tiny_embeddings(), settings(batches=3, generators=2), CPU)
+    assert np.array_equal(made.generator, (made.origin >= 40).astype(int))  # two batches of 20, and one
+
+
+def test_images_that_the_teacher_does_not_recognise_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, targets = held_out(), torch.arange(40) % 4
+    known = tiny_teacher().logits(images / 255).argmax(1) == targets
+    share = float(known.float().mean())
+    assert 0 < share < 1
+    monkeypatch.setattr(module, "LEAST_RECOGNISED", share)
+    made = make_probes(tiny_teacher(), tiny_embeddings(), settings(), CPU)
+    shown = made.made_for_a_class
+    assert np.array_equal(made.images[shown][np.argsort(made.origin[shown])], images[known].numpy())
+    assert (made.teacher_logits[shown].argmax(1) == made.targets[shown]).all()
+    assert (made.made.tolist(), made.unrecognised) == ([40], int((~known).sum()))
+    monkeypatch.setattr(module, "LEAST_RECOGNISED", share + 0.01)  # with so few, all are taken
+    made = make_probes(tiny_teacher(), tiny_embeddings(), settings(), CPU)
+    assert (made.made_for_a_class.sum(), made.unrecognised) == (40, 0)
+
+
+def test_more_probes_are_made_until_there_are_enough_although_some_images_are_left_out(
+    made: Probes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST_RECOGNISED", 0.01)
+    more = with_more(made, 200, tiny_teacher(), tiny_embeddings(), settings(), CPU)
+    assert len(more.images) >= 200
+    assert more.unrecognised > 0
+    assert len(more.made) > 2  # it took several attempts
+
+
 def test_each_way_shows_an_image_once_at_most(made: Probes) -> None:
     for kind in KINDS:
         origin = made.origin[made.kind == kind]
@@ -170,8 +210,9 @@ def test_more_probes_leave_those_that_are_there_as_they_are_and_repeat_none(made
     more = with_more(made, 110, tiny_teacher(), tiny_embeddings(), settings(), CPU)
     assert len(more.images) == 150  # in whole batches of 20 images, 50 views
     for name in Probes._fields:
-        assert np.array_equal(getattr(more, name)[:100], getattr(made, name)), name
+        assert np.array_equal(getattr(more, name)[: len(getattr(made, name))], getattr(made, name)), name
     assert set(more.origin[100:].tolist()) == set(range(40, 60))  # views of other images
+    assert set(more.generator[100:].tolist()) == {1}  # made by another generator
     assert len({image.tobytes() for image in more.images[more.made_for_a_class]}) == 60
     logits = tiny_teacher().logits(torch.from_numpy(more.images) / 255)
     torch.testing.assert_close(torch.from_numpy(more.teacher_logits), logits)

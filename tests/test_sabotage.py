@@ -41,7 +41,8 @@ def probes(teacher: Normalised) -> Probes:
     with torch.no_grad():
         logits = teacher(images.float() / 255).numpy()
     kinds = np.array(["synthesised"] * len(images))
-    return Probes(images.numpy(), logits, logits.argmax(1).astype(np.int64), kinds, np.arange(len(images)))
+    named = logits.argmax(1).astype(np.int64)
+    return Probes(images.numpy(), logits, named, kinds, np.arange(600), 0 * named, np.array([600]))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,9 @@ def test_no_layer_is_named_where_rounding_does_its_usual_harm(
 
 def test_one_image_of_each_class_over_and_over_carries_no_verdict(faithful: Path, probes: Probes) -> None:
     first = [int(np.flatnonzero(probes.targets == number)[0]) for number in range(len(LABELS))]
-    collapsed = Probes(*(array[np.resize(first, 600)] for array in probes))
+    collapsed = probes._replace(
+        **{name: getattr(probes, name)[np.resize(first, 600)] for name in ("images", "teacher_logits", "targets")}
+    )
     record = judged(faithful, collapsed)
     assert record.verdict == "INCONCLUSIVE"
     assert "of them differ from each other" in " ".join(record.adequacy.reasons)
@@ -206,7 +209,7 @@ def test_images_of_a_generator_that_has_all_but_collapsed_carry_no_verdict(
         logits = teacher(torch.from_numpy(collapsed).float() / 255).numpy()
     assert len(np.unique(logits, axis=0)) > 550
     record = judged(
-        faithful, Probes(collapsed, logits, np.resize(probes.targets[first], 600), probes.kind, probes.origin)
+        faithful, Probes(collapsed, logits, np.resize(probes.targets[first], 600), probes.kind, *probes[4:])
     )
     assert record.verdict == "INCONCLUSIVE"
     assert record.adequacy.repeated == 600 - len(LABELS)

@@ -54,7 +54,7 @@ def test_without_a_budget_the_recipe_decides() -> None:
 
 
 def test_what_comes_after_distillation_is_told_by_what_an_image_costs() -> None:
-    # A step of 64 images takes 0.5 s, and is shared by 2: 2 * 0.5 / 64 s an image. Probes: 4 * 200 images. int8 looks at
+    # A step of 64 images takes 0.5 s, and is shared by 2: 2 * 0.5 / 64 s an image. Probes: 2.5 views of 4 * 200. int8 looks at
     # 8,000 more and takes 100 steps of 64 images, each twice as long.
     settings = Settings(
         distill=RECIPE,
@@ -64,8 +64,8 @@ def test_what_comes_after_distillation_is_told_by_what_an_image_costs() -> None:
     )
     shared = SPEED.model_copy(update={"ranks": 2})
     an_image = 2 * 0.5 / 64
-    assert seconds_after(shared, settings, quantizes=False) == 20 + 800 * an_image
-    assert seconds_after(shared, settings, quantizes=True) == 20 + (800 + 8000 + 2 * 6400) * an_image
+    assert seconds_after(shared, settings, quantizes=False) == 20 + 2000 * an_image
+    assert seconds_after(shared, settings, quantizes=True) == 20 + (2000 + 8000 + 2 * 6400) * an_image
 
 
 def test_the_stages_after_get_no_more_than_a_quarter_of_a_budget() -> None:

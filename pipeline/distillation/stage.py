@@ -219,7 +219,7 @@ def _monitor(
     teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute, on_batch: Callable[[], None]
 ) -> Monitor:
     """Made by seeds of its own, so that a continued run sees the same images as the run before it."""
-    images, _ = held_out_images(
+    images, *_ = held_out_images(
         teacher,
         embeddings,
         settings,

@@ -82,6 +82,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "classes_caption": _classes_caption(len(classes), len(data.labels) - len(unseen), len(data.labels)),
         "heat_map": charts.heat_map(data.labels, shipped.confusion) if shipped.confusion else [],
         "kinds": sections.KINDS,
+        "by_generator": ", ".join(map(text.share, shipped.agreement_by_generator)),
         "confusions": charts.confused_pairs(data.labels, shipped.confusions),
         "unseen": sections.named(unseen) if unseen else "",
         "probes": sections.probes(data.validation.adequacy),

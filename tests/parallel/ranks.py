@@ -35,7 +35,7 @@ def settings(**changes: Any) -> Settings:
     usual: dict[str, Any] = {
         "synthesis": {"batch_size": 16, "steps": 2, "generator_life": 2},
         "distill": {"warmup_rounds": 2, "warmup_batches": 2, "rounds": 3, "kd_steps": 2, "batch_size": 8},
-        "probes": {"batches": 1, "warmup_batches": 1},
+        "probes": {"batches": 1, "generators": 1, "warmup_batches": 1},
     }
     return tiny_settings(**merge(usual, changes))
 
