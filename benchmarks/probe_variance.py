@@ -61,7 +61,7 @@ def main() -> int:
     options = parser.parse_args()
     teacher = find_teacher(options.folder, None)
     seeds = range(options.seed, options.seed + options.sets)
-    sets = [fresh_probes(options.folder, teacher, options.batches, seed) for seed in seeds]
+    sets = [fresh_probes(options.folder, teacher, options.batches, seed, generators=1) for seed in seeds]
     shown = [probes.images.astype(np.float32) / np.float32(255) for probes in sets]
     headings = ("artifact", "mean", "points between", "points said", "ratio of variances", "held", "design effect")
     table = Table(*headings, title=f"{len(sets)} sets of {len(sets[0].images):,} probes")

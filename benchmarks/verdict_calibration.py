@@ -5,8 +5,8 @@
 Each FOLDER is what `compress` delivered; all its artifacts are students. COPIES is a folder of a run's earlier moments,
 as `curve.py` leaves it; each of them is one student more. All must have the same teacher. A row a student: agreement with
 the teacher on the folder's own probes, of each kind and of all, and on real images that no run saw. With `--fresh` all are
-asked about the same probes, views of N batches of images, made here with the first folder's recipe. Below are the rank correlation, and how far the
-probes' agreement is from the real one.
+asked about the same probes, views of N batches of images, made here with the first folder's recipe. Below are the rank
+correlation, and how far the probes' agreement is from the real one.
 """
 
 import argparse
@@ -72,11 +72,13 @@ def agreement_of_kinds(
     }
 
 
-def fresh_probes(folder: Path, teacher: Teacher, batches: int, seed: int) -> Probes:
+def fresh_probes(folder: Path, teacher: Teacher, batches: int, seed: int, **settings_of_probes: int) -> Probes:
     """Probes of the folder's recipe and embeddings, which its runs never saw, made by what is installed here."""
     asked = json.loads((folder / "report.json").read_bytes())["settings"]
     settings = resolve_settings({"recipe": asked["recipe"], "seed": seed, "target": "onnx"}, environment={})
-    settings = settings.model_copy(update={"probes": settings.probes.model_copy(update={"batches": batches})})
+    settings = settings.model_copy(
+        update={"probes": settings.probes.model_copy(update={"batches": batches} | settings_of_probes)}
+    )
     embeddings = load_file(folder / "work" / "2-embed" / EMBEDDINGS_FILE)["embeddings"]
     compute = choose_compute(settings)
     teacher = teacher.to(compute.device, torch.channels_last)
