@@ -21,9 +21,11 @@ import ablation
 import ceiling
 import curve
 import latency
+import probe_variance
 import verdict_calibration
 from compress.exporters.camera_input import with_camera_input
 from compress.pipeline.distillation.checkpoint import Checkpoint, save_checkpoint
+from compress.pipeline.proportions import proportion
 from compress.pipeline.settings import assignment, merge, resolve_settings
 from compress.pipeline.tensor_files import prefixed, write_tensors
 from tests.command import LABELS, compress, save_teacher
@@ -266,3 +268,23 @@ def test_probes_are_set_against_real_images_for_every_artifact(
     assert (tmp_path / "plot.svg").read_text().count("<circle") == len(rows)
     said = capsys.readouterr().out
     assert "rank correlation" in said
+
+
+def test_the_variance_between_generators_is_set_against_what_their_intervals_say() -> None:
+    # Of 100 images 80, 90 and 100 agree: 10 points between them. Said is the root of (0.16 + 2 · 0.09 + 0) / 3 / 100, as two
+    # views of the second are worth one image. The intervals of 80 and of 100 leave 90 out.
+    parts = [proportion(80, 100, 1.0), proportion(90, 100, 2.0), proportion(100, 100, 1.0)]
+    said = (0.16 + 2 * 0.09 + 0) / 3 / 100
+    row = probe_variance.row_of("student.onnx", parts)
+    assert row[:4] == ("student.onnx", "90.0 %", "10.00", f"{100 * said**0.5:.2f}")
+    assert row[4:] == (f"{0.01 / said:.2f}", "1 of 3", "1.33")
+
+
+def test_every_artifact_is_asked_about_probes_of_several_generators(
+    delivered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["probe_variance.py", str(delivered), "--sets", "2", "--batches", "1"])
+    assert probe_variance.main() == 0
+    told = capsys.readouterr().out
+    assert "2 sets of " in told
+    assert all(name in told for name in ("student.safetensors", "student.onnx", "student.int8.onnx"))
