@@ -189,7 +189,8 @@ def run_command(
     probes: Annotated[
         int | None,
         typer.Option(
-            rich_help_panel=VERDICT, help="Held-out images at least. Later on, too: nothing is learned again for them."
+            rich_help_panel=VERDICT,
+            help="Views of held-out images at least. Later on, too: nothing is learned again for them.",
         ),
     ] = None,
     allow_inconclusive: Annotated[

@@ -38,8 +38,8 @@ def assess_adequacy(
     """Whether the probes could tell a faithful student from a useless one, judged by the teacher's logits `[N, K]`.
 
     A set is adequate when the teacher answers finitely, names the classes, names none of them so often that a constant answer
-    would look faithful, is confident on the probes made for a class, and sees different images, which were held back and are
-    not far from its training.
+    would look faithful, is confident on images that were made for a class, and sees different images, which were held back
+    and are not far from its training.
 
     Args:
         targets: the classes `[N]` that the images were made for.
@@ -53,6 +53,7 @@ def assess_adequacy(
     logits, made = teacher_logits[finite], made_for_a_class[finite]
     named = np.bincount(logits.argmax(axis=1), minlength=num_classes)
     shares = named / max(1, named.sum())
+    on_target = logits[made].argmax(axis=1) == targets[finite][made]
     certainty = metrics.confidence(logits[made])
     seen = int((named > 0).sum())
     median_confidence = float(np.median(certainty)) if len(certainty) else 0.0
@@ -67,7 +68,6 @@ def assess_adequacy(
         copied=copied / max(1, len(targets)),
         batch_norm_shift=batch_norm_shift,
     )
-    on_target = logits[made].argmax(axis=1) == targets[finite][made]
     return ProbeAdequacy(
         adequate=not reasons,
         classes_seen=seen,
@@ -78,6 +78,7 @@ def assess_adequacy(
         batch_norm_shift=batch_norm_shift,
         repeated=repeated,
         copied=copied,
+        broken=int((~finite).sum()),
         reasons=tuple(reasons),
     )
 

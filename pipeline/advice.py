@@ -1,9 +1,10 @@
 """What to do about a verdict, in words."""
 
 from compress.exporters.targets import Target
+from compress.pipeline.adequacy import MAX_COPIED, MIN_COVERAGE
 from compress.pipeline.fidelity import find_artifact
 from compress.pipeline.gates import AGREEMENT, CLASSES, KL, LATENCY, UNDECIDED
-from compress.pipeline.records import ArtifactFidelity, Gate, ProbeAdequacy, ValidateRecord
+from compress.pipeline.records import ArtifactFidelity, Gate, ValidateRecord
 
 MOST_PROBES = 20_000
 """That are asked for; a limit that needs more is met by chance."""
@@ -15,7 +16,7 @@ def advice(validate: ValidateRecord) -> str:
     if validate.verdict == "PASS":
         return ""
     if not validate.adequacy.adequate:
-        return _better_probes(validate.adequacy)
+        return _better_probes(validate)
     if more := _settled_by(judged):
         return f"More probes may settle it: the command of the run with --probes {more} makes them, and learns nothing again."
     if _misses_agreement(in_float):
@@ -51,10 +52,13 @@ def _may_pass(gate: Gate, row: ArtifactFidelity) -> bool:
     return all(part.value > gate.limit for part in parts)
 
 
-def _better_probes(adequacy: ProbeAdequacy) -> str:
-    """What makes images that the teacher knows; of copies, nothing that the user could set does."""
-    if adequacy.copied:
+def _better_probes(validate: ValidateRecord) -> str:
+    """What makes images that the teacher knows; nothing does that the user could set where the student learned from them."""
+    adequacy, probes = validate.adequacy, validate.probes
+    if adequacy.copied > MAX_COPIED * probes or adequacy.broken:
         return ""
+    if len(adequacy.reasons) == 1 and adequacy.classes_seen < MIN_COVERAGE * adequacy.num_classes:
+        return f"More images may show more classes: the command of the run with --probes {2 * probes} makes them, and learns nothing again."
     return (
         "What helps is a generator that learns for longer: --set probes.warmup_batches=8 and --set synthesis.steps=60, with "
         "which everything is learned anew. Where the teacher's normalisation was guessed, give it first: --mean and --std."

@@ -45,4 +45,5 @@ def repeated(images: Tensor) -> int:
 def _thumbnails(images: Tensor) -> Tensor:
     """Means over areas, in levels, `[N, C * h * w]`."""
     height, width = (min(side, THUMBNAIL) for side in images.shape[2:])
-    return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1)
+    parts = images.split(AT_ONCE)  # one of them is floats at a time
+    return torch.cat([F.adaptive_avg_pool2d(part.float(), (height, width)).flatten(1) for part in parts])

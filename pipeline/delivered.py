@@ -80,12 +80,29 @@ def read_probes(folder: Path) -> Probes:
     """
     try:
         probes = Probes.load(folder / PROBES_FILE)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        whole = _whole(probes)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError) as error:
         raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.") from error
-    lengths = {len(array) for name, array in probes._asdict().items() if name != "made"}
-    if probes.images.dtype != np.uint8 or probes.images.ndim != 4 or len(lengths) > 1:
+    if not whole:
         raise InputError(f"'{folder}/{PROBES_FILE}' holds no probes.", "Copy the delivery again.")
     return probes
+
+
+def _whole(probes: Probes) -> bool:
+    """Whether the arrays are of the kinds and lengths that `Probes` tells of; the file is somebody else's."""
+    kinds = {name: (array.dtype.kind, array.ndim) for name, array in probes._asdict().items()}
+    numbers = dict.fromkeys(("targets", "origin", "generator", "made"), ("i", 1))
+    if kinds != {"images": ("u", 4), "teacher_logits": ("f", 2), "kind": ("U", 1)} | numbers:
+        return False
+    lengths = {len(array) for name, array in probes._asdict().items() if name != "made"}
+    made_by = probes.generator.min(initial=0) >= 0 and probes.generator.max(initial=0) < len(probes.made)
+    return (
+        len(lengths) == 1
+        and lengths != {0}
+        and made_by
+        and probes.unrecognised >= 0
+        and probes.images.dtype == np.uint8
+    )
 
 
 def rebuild_report(folder: Path) -> tuple[str, ...]:

@@ -124,11 +124,14 @@ def _judge_classes(by_class: Mapping[str, Proportion], limit: float, probes: int
 
 
 def _probes_for(parts: Sequence[Proportion], limit: float, probes: int) -> int | None:
-    """How many probes in all bring each class what settles it, if they fall to the classes as these did."""
-    needed = [(images_to_settle(part, limit), part.total) for part in parts]
+    """How many probes in all settle it, if they fall to the classes as these did: one class below the limit fails, and it
+    takes all of them to pass."""
+    below = [part for part in parts if part.value < limit]
+    needed = [(images_to_settle(part, limit), part.total) for part in below or parts]
     if any(images is None for images, _ in needed):
         return None
-    return max(math.ceil(images * probes / total) for images, total in needed if images is not None)
+    in_all = [math.ceil(images * probes / total) for images, total in needed if images is not None]
+    return min(in_all) if below else max(in_all)
 
 
 def _settled(probes: int) -> str:

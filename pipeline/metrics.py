@@ -78,8 +78,10 @@ def top_k_agreement(teacher: Logits, student: Logits, k: int = 1) -> Mask:
 
     Equal logits are ranked by class number, so that a student that answers the same for everything wins nothing.
     """
-    ranked = np.argsort(-student, axis=1, kind="stable")[:, :k]
-    agree: Mask = (ranked == teacher.argmax(axis=1)[:, None]).any(axis=1)
+    wanted = teacher.argmax(axis=1)[:, None]
+    logit, classes = np.take_along_axis(student, wanted, axis=1), np.arange(student.shape[1])
+    ahead = (student > logit) | ((student == logit) & (classes < wanted))
+    agree: Mask = ahead.sum(axis=1) < k
     return agree & finite_rows(teacher) & finite_rows(student)
 
 
@@ -99,7 +101,7 @@ def confidence(logits: Logits) -> NDArray[np.float64]:
 def margin(logits: Logits) -> NDArray[np.float64]:
     """How far the first class `[N]` is ahead of the second, as a difference of softmax probabilities in [0, 1]."""
     probabilities = np.exp(log_softmax(logits))
-    first_two = np.sort(probabilities, axis=1)[:, -2:]
+    first_two = np.partition(probabilities, -2, axis=1)[:, -2:]
     ahead: NDArray[np.float64] = first_two[:, 1] - first_two[:, 0]
     return ahead
 
@@ -163,15 +165,3 @@ def sqnr_db(teacher: Logits, student: Logits) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-def counts_by_class(agree: Mask, classes: NDArray[np.integer], num_classes: int) -> list[tuple[int, int]]:
-    """Agreements and images of each class, in class order; `agree` and `classes` are `[N]`."""
-    totals = np.bincount(classes, minlength=num_classes)
-    agreed = np.bincount(classes[agree], minlength=num_classes)
-    return [(int(some), int(total)) for some, total in zip(agreed, totals, strict=True)]
-
-
-def counts_by_kind(agree: Mask, kinds: NDArray[np.str_]) -> dict[str, tuple[int, int]]:
-    """Agreements and images of each kind of image, sorted by kind; `agree` and `kinds` are `[N]`."""
-    return {str(kind): (int(agree[kinds == kind].sum()), int((kinds == kind).sum())) for kind in np.unique(kinds)}

@@ -141,7 +141,8 @@ class SampleGrid(Record):
 
 
 class DistillRecord(Record):
-    """The distilled student: `student.safetensors`, `pool.safetensors`, `probes.npz` in the stage folder."""
+    """The distilled student: `student.safetensors`, `student.last.safetensors`, `pool.safetensors`, `probes.npz` in the stage
+    folder."""
 
     student: str
     spec: dict[str, Any]
@@ -369,14 +370,15 @@ class ProbeAdequacy(Record):
     median_confidence: float
     """The teacher's median largest softmax probability on the probes made for a class."""
     on_target: Proportion
-    """Share of the images made for a class that the teacher puts into that class; the others are no probes, unless they were
-    most."""
+    """Share of the images made for a class that the teacher puts into that class; where most are such, the others are no probes."""
     batch_norm_shift: float | None = None
     """How far the features of those probes lie from the teacher's training, in standard deviations, by its batch norms."""
     repeated: int = 0
     """Probes made for a class that are like another of them."""
     copied: int = 0
     """Probes that are like an image which the student learned from."""
+    broken: int = 0
+    """Probes that the teacher itself answers with NaN or infinity."""
     reasons: tuple[str, ...]
     """Why not; empty when adequate."""
 

@@ -83,6 +83,8 @@ def revalidate(
         MissingResourceError: TensorRT or a GPU is missing for the engine.
     """
     probes = read_probes(folder)
+    if probes.teacher_logits.shape[1] != len(report.labels):
+        raise InputError(f"'{folder}/probes.npz' is of other classes than its report.", "Copy the delivery again.")
     try:
         limits = Gates.model_validate(report.settings.get("gates", {}) | dict(gates or {}))
     except ValidationError as error:

@@ -185,7 +185,7 @@ class ProbeSettings(Section):
     """Held-out synthetic images that nothing was trained on."""
 
     batches: int = Field(default=12, ge=1)
-    """Synthetic batches, each of its own seed, that the probes of the verdict are views of: two and a half of each image."""
+    """Synthetic batches that the probes of the verdict are made from: two and a half views of each image, on average."""
     generators: int = Field(default=4, ge=1)
     """Freshly initialised generators that share the work: what one makes is more alike than what several make."""
     warmup_batches: int = Field(default=4, ge=0)

@@ -21,7 +21,7 @@ from compress.pipeline.errors import CompressError
 from compress.pipeline.holdout import Holdout, measure
 from compress.pipeline.lte import embed_labels
 from compress.pipeline.parallel.follow import Work, hand_out, identity_of
-from compress.pipeline.probes import Probes, batches_for, with_more
+from compress.pipeline.probes import Probes, batches_for, views_of, with_more
 from compress.pipeline.quantize import quantize as quantize_student
 from compress.pipeline.records import (
     DistillRecord,
@@ -350,7 +350,7 @@ def _enough_probes(space: Workspace, folder: Path) -> Probes:
     missing = least - len(probes.images)
     if missing <= 0:
         return probes
-    whole, made = batches_for(missing, space.settings), count(1)
+    whole, made = batches_for(missing, space.settings, views_of(probes)), count(1)
 
     def on_batch() -> None:
         done = next(made)
@@ -363,8 +363,8 @@ def _enough_probes(space: Workspace, folder: Path) -> Probes:
 
 
 def _cost_of_teacher(space: Workspace, examination: Examination) -> TeacherCost:
-    """On the CPU, as the students are timed."""
-    network = space.teacher.to(torch.device("cpu"), torch.channels_last).network
+    """On the CPU and in the layout that the student is timed in."""
+    network = space.teacher.to(torch.device("cpu"), torch.contiguous_format).network
     with TorchRunner(network) as runner:
         latency_ms = latency_of(runner, examination)
     return TeacherCost(size_bytes=4 * space.teacher.record.parameters, latency_ms=latency_ms)

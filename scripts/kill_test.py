@@ -22,7 +22,7 @@ from pathlib import Path
 
 import compress
 
-RESULTS = ("student.safetensors", "pool.safetensors", "probes.npz")
+RESULTS = ("student.safetensors", "student.last.safetensors", "pool.safetensors", "probes.npz")
 SETTINGS = {
     "recipe": "smoke",
     "target": "onnx",

@@ -69,7 +69,17 @@ def test_no_advice_is_given_on_what_is_too_large() -> None:
 def test_inadequate_probes_are_bettered_by_a_generator_that_learns_for_longer_and_copies_by_nothing() -> None:
     row = measured(wrong_on(500), adequate=False)
     assert "--set probes.warmup_batches=8" in advice(validated(row, INADEQUATE))
-    assert advice(validated(row, INADEQUATE.model_copy(update={"copied": 100}))) == ""
+    for cause in ({"copied": 11}, {"broken": 1}):
+        assert advice(validated(row, INADEQUATE.model_copy(update=cause))) == ""
+    assert advice(validated(row, INADEQUATE.model_copy(update={"copied": 10})))  # a hundredth is no cause
+
+
+def test_probes_that_only_lack_classes_are_bettered_by_more_of_them() -> None:
+    lacking = INADEQUATE.model_copy(update={"classes_seen": 2})
+    told = advice(validated(measured(wrong_on(0), adequate=False), lacking))
+    assert told == (
+        "More images may show more classes: the command of the run with --probes 2000 makes them, and learns nothing again."
+    )
 
 
 def test_a_class_that_is_not_settled_asks_for_as_many_probes_as_bring_it_enough() -> None:

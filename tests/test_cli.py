@@ -116,7 +116,7 @@ def test_the_schema_is_json() -> None:
 def test_the_schema_of_the_report_is_told_apart_from_that_of_the_settings() -> None:
     schema = json.loads(compress("schema", "--report").stdout)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert schema["properties"]["schema_version"]["const"] == 1
+    assert schema["properties"]["schema_version"]["const"] == 2
     assert "seed" in schema["properties"] and "synthesis" not in schema["properties"]
 
 

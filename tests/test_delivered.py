@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from compress.exporters.bundle import sha256_of, verify_manifest, write_manifest
@@ -184,6 +185,8 @@ def seal(folder: Path) -> None:
         lambda report: report["validation"]["ledger"][0].update(
             confusions=[{"teacher": 99, "artifact": 0, "count": 2, "total": 3}]
         ),
+        lambda report: report["validation"]["ledger"][0].update(confusion=[[1, 2], [3, 4]]),
+        lambda report: report["validation"]["ledger"][0]["confusion"].__setitem__(0, [-1] * len(report["labels"])),
         lambda report: report["distill"].update(parameters=0),
         lambda report: report["export"]["graphs"][0].update(file_name="../elsewhere.onnx"),
         lambda report: report["export"]["graphs"][0].update(sha256="0" * 64),
@@ -217,6 +220,36 @@ def test_probes_that_are_damaged_or_missing_are_told_of(folder: Path, command: s
     result = compress(command, folder)
     assert result.exit_code == 3
     assert "probes.npz" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("made", lambda array: array[:0]),
+        ("made", lambda array: array * 0),
+        ("made", lambda array: array / 1.0),
+        ("origin", lambda array: array[:, None]),
+        ("targets", lambda array: array.astype(str)),
+        ("kind", lambda array: np.zeros(len(array), int)),
+        ("generator", lambda array: array - 1),
+        ("generator", lambda array: array + 10**9),
+        ("images", lambda array: array / 255),
+        ("teacher_logits", lambda array: array[:, 0]),
+        ("teacher_logits", lambda array: array[:, 1:]),
+        ("teacher_logits", lambda array: array[1:]),
+    ],
+)
+def test_probes_that_do_not_fit_together_are_refused(
+    folder: Path, name: str, harm: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    with np.load(folder / "probes.npz") as file:
+        arrays = dict(file)
+    np.savez(folder / "probes.npz", **arrays | {name: harm(arrays[name])})
+    seal(folder)
+    result = compress("validate", folder)
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"compress: '{folder}/probes.npz' ")
+    assert "Traceback" not in result.stderr
 
 
 def test_settings_without_gates_are_judged_by_the_usual_ones(folder: Path) -> None:

@@ -172,6 +172,15 @@ def test_undecided_classes_say_how_many_probes_in_all_would_decide_them() -> Non
                                        "2,460 probes would settle it if the agreement stays the same")  # fmt: skip
 
 
+def test_a_class_below_the_limit_settles_it_alone() -> None:
+    # dog: z² · 0.8 · 0.2 / 0.05² = 245.9, 246 images, of which 100 are among 200 probes; cat and bird need not be waited for.
+    classes = of_classes(cat=(81, 100), bird=(80, 100), dog=(75, 100))
+    gates = Gates(min_agreement=None, min_class_agreement=0.8)
+    agreement = proportion(156, 200)
+    *_, judged = judge(gates, agreement=agreement, by_class=classes, mean_kl=0.0, size_bytes=1, broken=0)
+    assert (judged.verdict, judged.settled_by) == ("INCONCLUSIVE", 492)
+
+
 def test_on_inadequate_probes_only_what_needs_none_is_decided() -> None:
     row = measured(
         wrong_on(0), Gates(min_agreement=0.5, max_mean_kl=9, max_size_mb=9, max_latency_ms=9), adequate=False

@@ -198,30 +198,6 @@ def test_the_signal_to_noise_ratio_of_equal_and_of_silent_logits_is_infinite() -
     assert metrics.sqnr_db(np.zeros_like(teacher), teacher) == -math.inf
 
 
-# Counts
-
-
-def test_counts_by_class_cover_classes_without_images() -> None:
-    agree, classes = np.array([True, False, True, True]), np.array([0, 0, 2, 2])
-    assert metrics.counts_by_class(agree, classes, 4) == [(1, 2), (0, 0), (2, 2), (0, 0)]
-
-
-def test_counts_by_class_and_by_kind_add_up_to_the_whole() -> None:
-    teacher, student = random_logits(0), random_logits(1)
-    agree = metrics.top_k_agreement(teacher, student)
-    kinds = np.array(["synthesised", "mixed"] * 25)
-    for counts in (
-        metrics.counts_by_class(agree, teacher.argmax(axis=1), 7),
-        list(metrics.counts_by_kind(agree, kinds).values()),
-    ):
-        assert np.sum(counts, axis=0).tolist() == [agree.sum(), 50]
-
-
-def test_counts_by_kind_are_those_of_each_kind_alone() -> None:
-    agree, kinds = np.array([True, False, True]), np.array(["mixed", "mixed", "augmented"])
-    assert metrics.counts_by_kind(agree, kinds) == {"augmented": (1, 1), "mixed": (1, 2)}
-
-
 # Margins, confidence, confusion
 
 

@@ -17,6 +17,7 @@ from compress.pipeline.probes import (
     held_out_images,
     make_probes,
     mix,
+    recognised,
     teacher_logits,
     with_enough_probes,
     with_more,
@@ -50,7 +51,7 @@ def held_out(purpose: str = "probes", *, batches: int = 2, generators: int = 1, 
 def all_images() -> Iterator[None]:
     """An untrained teacher recognises some images by chance; but for the tests that are about it, none is left out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LEAST_RECOGNISED", 2.0)
+        patch.setattr(module, "recognised", lambda teacher, images, targets: torch.ones_like(targets, dtype=torch.bool))
         yield
 
 
@@ -174,30 +175,41 @@ def test_probes_tell_the_generator_that_made_them() -> None:
     assert np.array_equal(made.generator, (made.origin >= 40).astype(int))  # two batches of 20, and one
 
 
+def named_but(share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images `[40, 3, 8, 8]`, and their classes by the teacher but for that share of them, which have another."""
+    images = held_out()
+    named = tiny_teacher().logits(images / 255).argmax(1)
+    return images, torch.where(torch.arange(40) < round(40 * share), (named + 1) % 4, named)
+
+
+def test_images_that_the_teacher_does_not_recognise_are_told_where_most_are_recognised() -> None:
+    # (1 + 1/4) / 2 = 62.5 %, 25 of 40
+    images, targets = named_but(15 / 40)
+    assert recognised(tiny_teacher(), images, targets).tolist() == [False] * 15 + [True] * 25
+    images, targets = named_but(16 / 40)
+    assert recognised(tiny_teacher(), images, targets).all()
+
+
 def test_images_that_the_teacher_does_not_recognise_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, targets = held_out(), torch.arange(40) % 4
-    known = tiny_teacher().logits(images / 255).argmax(1) == targets
-    share = float(known.float().mean())
-    assert 0 < share < 1
-    monkeypatch.setattr(module, "LEAST_RECOGNISED", share)
+    monkeypatch.setattr(module, "recognised", lambda teacher, images, targets: torch.arange(40) % 5 > 0)
     made = make_probes(tiny_teacher(), tiny_embeddings(), settings(), CPU)
-    shown = made.made_for_a_class
-    assert np.array_equal(made.images[shown][np.argsort(made.origin[shown])], images[known].numpy())
-    assert (made.teacher_logits[shown].argmax(1) == made.targets[shown]).all()
-    assert (made.made.tolist(), made.unrecognised) == ([40], int((~known).sum()))
-    monkeypatch.setattr(module, "LEAST_RECOGNISED", share + 0.01)  # with so few, all are taken
-    made = make_probes(tiny_teacher(), tiny_embeddings(), settings(), CPU)
-    assert (made.made_for_a_class.sum(), made.unrecognised) == (40, 0)
+    shown, left = made.made_for_a_class, np.arange(40) % 5 > 0
+    assert np.array_equal(made.images[shown][np.argsort(made.origin[shown])], held_out().numpy()[left])
+    assert sorted(made.targets[shown]) == sorted(np.arange(40)[left] % 4)
+    assert (made.made.tolist(), made.unrecognised) == ([40], 8)
+    assert [int((made.kind == kind).sum()) for kind in KINDS] == [32, 16, 16, 8, 8]
 
 
 def test_more_probes_are_made_until_there_are_enough_although_some_images_are_left_out(
     made: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEAST_RECOGNISED", 0.01)
+    def half(teacher: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.arange(len(images)) % 2 > 0
+
+    monkeypatch.setattr(module, "recognised", half)
     more = with_more(made, 200, tiny_teacher(), tiny_embeddings(), settings(), CPU)
-    assert len(more.images) >= 200
-    assert more.unrecognised > 0
-    assert len(more.made) > 2  # it took several attempts
+    # 100 are there; two batches, the half of 40 images, bring 50, and then two more are needed at 1.875 views an image.
+    assert (len(more.images), more.made.tolist(), more.unrecognised) == (200, [40, 40, 40], 40)
 
 
 def test_each_way_shows_an_image_once_at_most(made: Probes) -> None:
@@ -300,7 +312,7 @@ def test_batches_smaller_than_the_classes_share_them_out() -> None:
     assert np.bincount(made.targets[made.made_for_a_class], minlength=4).tolist() == [3, 3, 3, 3]
 
 
-def test_there_are_three_images_a_class_at_least() -> None:
+def test_there_are_five_images_a_class_at_least() -> None:
     usual = tiny_settings(synthesis={"batch_size": 100}, probes={"batches": 6})
-    assert with_enough_probes(usual, 200).probes.batches == 6
-    assert with_enough_probes(usual, 1000).probes.batches == 30  # 3 * 1000 / 100
+    assert with_enough_probes(usual, 100).probes.batches == 6
+    assert with_enough_probes(usual, 1000).probes.batches == 50  # 5 * 1000 / 100

@@ -577,7 +577,7 @@ def refuse(constant: str) -> None:
 def test_the_json_report_is_the_record_and_reads_back() -> None:
     data = report_data()
     content = files(data)["report.json"]
-    assert json.loads(content, parse_constant=refuse)["schema_version"] == 1
+    assert json.loads(content, parse_constant=refuse)["schema_version"] == 2
     assert ReportData.model_validate_json(content) == data
 
 

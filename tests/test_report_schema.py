@@ -53,7 +53,7 @@ def test_a_field_that_a_later_version_adds_is_let_be() -> None:
 
 CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "no version": (lambda document: document.pop("schema_version"), "$"),
-    "a later version": (lambda document: document.update(schema_version=2), "$.schema_version"),
+    "a later version": (lambda document: document.update(schema_version=3), "$.schema_version"),
     "no verdict": (lambda document: document["validation"].pop("verdict"), "$.validation"),
     "no such verdict": (lambda document: document["validation"].update(verdict="MAYBE"), "$.validation.verdict"),
     "a word for a number": (

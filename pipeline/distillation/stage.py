@@ -30,7 +30,7 @@ from compress.pipeline.distillation.tensorboard import Curves
 from compress.pipeline.distillation.watching import Watch
 from compress.pipeline.errors import DivergenceError, MemoryFullError
 from compress.pipeline.parallel.world import World
-from compress.pipeline.probes import held_out_images, make_probes, teacher_logits, with_enough_probes
+from compress.pipeline.probes import held_out_images, make_probes, recognised, teacher_logits, with_enough_probes
 from compress.pipeline.progress import Progress, Silent
 from compress.pipeline.records import DistillRecord, HistoryPoint
 from compress.pipeline.settings import Settings
@@ -219,7 +219,7 @@ def _monitor(
     teacher: Teacher, embeddings: Tensor, settings: Settings, compute: Compute, on_batch: Callable[[], None]
 ) -> Monitor:
     """Made by seeds of its own, so that a continued run sees the same images as the run before it."""
-    images, *_ = held_out_images(
+    images, targets, _ = held_out_images(
         teacher,
         embeddings,
         settings,
@@ -229,6 +229,7 @@ def _monitor(
         generators=1,
         on_batch=on_batch,
     )
+    images = images[recognised(teacher, images, targets.to(images.device))]  # as among the probes
     return Monitor(images, teacher_logits(teacher, images).argmax(1))
 
 

@@ -25,7 +25,7 @@ REPORT_FILE = "report.json"
 class ReportData(Record):
     """The records of all stages and what they ran with."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     """Of the form of this record; docs/report.md says when it changes."""
     title: str
     target: Target
@@ -47,11 +47,17 @@ class ReportData(Record):
     def _consistent(self) -> Self:
         """What a report is made from fits together, whoever wrote it."""
         classes, ledger = len(self.labels), self.validation.ledger
+        maps = [row.confusion for row in ledger if row.confusion is not None]
         numbers = [number for grid in self.distill.samples for number in grid.classes]
         numbers += [number for row in ledger for pair in row.confusions for number in (pair.teacher, pair.artifact)]
         checks = {
             "a row has other classes": all(len(row.agreement_by_class) == classes for row in ledger),
             "a class is not there": all(0 <= number < classes for number in numbers),
+            "a table of confusions is not square": all(
+                len(table) == classes and all(len(row) == classes and min(row) >= 0 for row in table) for table in maps
+            ),
+            "real images are told of other artifacts": self.validation.holdout is None
+            or [row.artifact for row in self.validation.holdout.rows] == [row.artifact for row in ledger],
             "what is shipped is not in the ledger": self.validation.shipped in [row.artifact for row in ledger],
             "there are no graphs": bool(self.export.graphs),
             "there is no student": self.distill.parameters > 0,
