@@ -79,6 +79,7 @@ def assess_adequacy(
         repeated=repeated,
         copied=copied,
         broken=int((~finite).sum()),
+        unrecognised=unrecognised,
         reasons=tuple(reasons),
     )
 

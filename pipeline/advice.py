@@ -1,13 +1,18 @@
 """What to do about a verdict, in words."""
 
+import math
+
 from compress.exporters.targets import Target
 from compress.pipeline.adequacy import MAX_COPIED, MIN_COVERAGE
 from compress.pipeline.fidelity import find_artifact
-from compress.pipeline.gates import AGREEMENT, CLASSES, KL, LATENCY, UNDECIDED
+from compress.pipeline.gates import AGREEMENT, CLASSES, KL, LATENCY, SIZE, UNDECIDED
 from compress.pipeline.records import ArtifactFidelity, Gate, ValidateRecord
 
 MOST_PROBES = 20_000
 """That are asked for; a limit that needs more is met by chance."""
+
+SPARE = 1.25
+"""Times as many as would settle it: the agreement on more of them is another one."""
 
 
 def advice(validate: ValidateRecord) -> str:
@@ -18,8 +23,13 @@ def advice(validate: ValidateRecord) -> str:
     if not validate.adequacy.adequate:
         return _better_probes(validate)
     if more := _settled_by(judged):
+        if more > MOST_PROBES:
+            return f"What was measured is so near to a limit that it would take some {more:,} probes to be sure of it."
+        more = math.ceil(SPARE * more)
         return f"More probes may settle it: the command of the run with --probes {more} makes them, and learns nothing again."
-    if _misses_agreement(in_float):
+    if any((gate.verdict, gate.name) == ("FAIL", SIZE) for gate in judged.gates):
+        return "A smaller student takes less: --set student.max_parameter_ratio=0.2."
+    if _misses_agreement(in_float) and _misses_agreement(judged):
         return (
             "The float student does not reach it either. Give it more time (--budget 30m, --recipe thorough), or let it be "
             "larger (--set student.max_parameter_ratio=0.6)."
@@ -38,10 +48,8 @@ def _settled_by(row: ArtifactFidelity) -> int | None:
     against = [
         gate for gate in row.gates if gate.verdict != "PASS" and (gate.verdict, gate.name) != (UNDECIDED, LATENCY)
     ]
-    needed = [gate.settled_by or MOST_PROBES + 1 for gate in against if _may_pass(gate, row)]
-    if not against or len(needed) < len(against) or max(needed) > MOST_PROBES:
-        return None
-    return max(needed)
+    needed = [gate.settled_by for gate in against if gate.settled_by is not None and _may_pass(gate, row)]
+    return max(needed) if against and len(needed) == len(against) else None
 
 
 def _may_pass(gate: Gate, row: ArtifactFidelity) -> bool:

@@ -167,7 +167,8 @@ def verdict_sentence(validate: ValidateRecord) -> str:
     if validate.verdict == "PASS":
         limits = [gate.explanation for gate in row.gates if gate.name != FINITE]
         return f"PASS: {measured}, and {'; '.join(limits) or 'no limit was set'}."
-    adequacy, against = validate.adequacy, [gate for gate in row.gates if gate.verdict != "PASS"]
+    # Beside what failed, what is open changes nothing.
+    adequacy, against = validate.adequacy, [gate for gate in row.gates if gate.verdict == validate.verdict]
     reasons = [gate.explanation for gate in against if adequacy.adequate or gate.name in PROBE_FREE]
     if not adequacy.adequate:
         reasons.insert(0, f"the probes cannot carry a verdict, because {' and '.join(adequacy.reasons)}")

@@ -135,7 +135,7 @@ def _probes_for(parts: Sequence[Proportion], limit: float, probes: int) -> int |
 
 
 def _settled(probes: int) -> str:
-    return f"{probes:,} probes would settle it if the agreement stays the same"
+    return f"some {probes:,} probes would settle it if the agreement stays the same"
 
 
 def _told(classes: Sequence[tuple[Proportion, str]], most: int = 3) -> str:

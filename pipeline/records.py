@@ -15,7 +15,8 @@ InputForm = Literal["float32-nchw", "uint8-nhwc"]
 class Record(BaseModel):
     """Immutable, refuses unknown fields, round-trips through JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    # The docstrings of fields become the descriptions of the published schema.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", use_attribute_docstrings=True)
 
 
 class InputSpec(Record):
@@ -242,8 +243,11 @@ class Proportion(Record):
     """A share of `total` images, with its 95 % Wilson interval."""
 
     value: float
+    """In [0, 1]."""
     low: float
+    """Lower bound of the interval."""
     high: float
+    """Upper bound."""
     total: int
     design_effect: float = 1.0
     """How many of the images tell as much as one would that is like no other; the interval allows for it."""
@@ -253,8 +257,11 @@ class Gate(Record):
     """One limit and how a measured value stands to it."""
 
     name: str
+    """Such as `agreement`."""
     limit: float
+    """As the option gives it: shares as fractions, nats, 10^6 bytes or milliseconds."""
     measured: str
+    """With its unit."""
     verdict: Verdict
     explanation: str
     settled_by: int | None = None
@@ -311,8 +318,11 @@ class Measures(Record):
     top5_agreement: Proportion | None
     """Those on which the teacher's class is among the first five; None with five classes or fewer."""
     mean_kl: float
+    """Mean KL divergence from the teacher, in nats."""
     kl_p99: float
+    """Its 99th percentile."""
     sqnr_db: float
+    """Signal-to-quantization-noise ratio of the logits."""
     margin_weighted_agreement: float
     """Agreement where an image counts by how far the teacher's first class is ahead of its second."""
     confidence_shift: float
@@ -379,6 +389,8 @@ class ProbeAdequacy(Record):
     """Probes that are like an image which the student learned from."""
     broken: int = 0
     """Probes that the teacher itself answers with NaN or infinity."""
+    unrecognised: int = 0
+    """Images made for a class that were left out, since the teacher takes them for another one."""
     reasons: tuple[str, ...]
     """Why not; empty when adequate."""
 

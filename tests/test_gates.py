@@ -48,7 +48,7 @@ def test_an_inconclusive_agreement_says_how_many_probes_would_settle_it() -> Non
     # z² · 0.9 · 0.1 / 0.01² = 3457.3
     assert gate(row, AGREEMENT).explanation == (
         "the 95 % interval, 89.0 % to 92.6 %, includes the required 90 %; "
-        "3,458 probes would settle it if the agreement stays the same"
+        "some 3,458 probes would settle it if the agreement stays the same"
     )
 
 
@@ -169,7 +169,7 @@ def test_undecided_classes_say_how_many_probes_in_all_would_decide_them() -> Non
     *_, judged = judge(limits, agreement=agreement, by_class=classes, mean_kl=0.0, size_bytes=1, broken=0)
     assert (judged.verdict, judged.settled_by) == ("INCONCLUSIVE", 2460)
     assert judged.explanation.endswith("of dog (76.7 % to 90.6 %) includes the required 80 %; "
-                                       "2,460 probes would settle it if the agreement stays the same")  # fmt: skip
+                                       "some 2,460 probes would settle it if the agreement stays the same")  # fmt: skip
 
 
 def test_a_class_below_the_limit_settles_it_alone() -> None:

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compress.pipeline.adequacy import MAX_COPIED, MAX_SHIFT, MIN_COVERAGE
 from compress.pipeline.fidelity import find_artifact
 from compress.pipeline.proportions import percent
 from compress.pipeline.records import (
+    ArtifactFidelity,
     DistillRecord,
     EmbeddingRecord,
     Finding,
@@ -34,6 +36,17 @@ KINDS = {
     "boundary": "moved towards the border of two classes",
 }
 """What is seen on each kind of probes, in words."""
+
+
+def place_of_kind(kind: str) -> tuple[int, str]:
+    """What kinds are sorted by: as they are told of above, others behind them."""
+    return (list(KINDS).index(kind) if kind in KINDS else len(KINDS), kind)
+
+
+def by_generator(row: ArtifactFidelity) -> tuple[str, ...]:
+    """The agreement on the images of each generator."""
+    return tuple(f"{text.share(part)} ({text.interval(part)})" for part in row.agreement_by_generator)
+
 
 MOST_NAMES = 12
 """Names listed in a sentence before the rest is only counted."""
@@ -64,28 +77,37 @@ def headline(data: ReportData) -> Section:
 
 
 def probes(adequacy: ProbeAdequacy) -> Section:
+    half_way = percent((1 + 1 / adequacy.num_classes) / 2)
     return Section(
         heading="Can the probes carry a verdict?",
         rows=(
             ("Adequate", "yes" if adequacy.adequate else "no"),
-            ("Classes that the teacher names", f"{text.count(adequacy.classes_seen)} of {adequacy.num_classes:,}"),
-            ("Share of the most frequent class", percent(adequacy.largest_class_share)),
-            ("Teacher's median confidence", percent(adequacy.median_confidence)),
-            ("Recognised as the class they were made for", _with_interval(adequacy)),
+            (
+                "Classes that the teacher names",
+                f"{text.count(adequacy.classes_seen)} of {adequacy.num_classes:,}; {percent(MIN_COVERAGE)} are needed",
+            ),
+            ("Share of the most frequent class", f"{percent(adequacy.largest_class_share)}, {half_way} at most"),
+            ("Teacher's median confidence", f"{percent(adequacy.median_confidence)}, {half_way} at least"),
+            ("Images that the teacher took for the class they were made for", _recognised(adequacy, half_way)),
             ("Distance from the teacher's training, in standard deviations", _shift(adequacy.batch_norm_shift)),
-            ("Like another one that was made for a class", text.count(adequacy.repeated)),
-            ("Like an image that the student learned from", text.count(adequacy.copied)),
+            ("Like another one that was made for a class", f"{text.count(adequacy.repeated)}; half of them at most"),
+            (
+                "Like an image that the student learned from",
+                f"{text.count(adequacy.copied)}; {percent(MAX_COPIED)} of them at most",
+            ),
         ),
         lists=_lists({"Why not": adequacy.reasons}),
     )
 
 
 def _shift(value: float | None) -> str:
-    return "no batch norm tells it" if value is None else text.significant(value)
+    return "no batch norm tells it" if value is None else f"{text.significant(value)}, {MAX_SHIFT} at most"
 
 
-def _with_interval(adequacy: ProbeAdequacy) -> str:
-    return f"{text.share(adequacy.on_target)} ({text.interval(adequacy.on_target)})"
+def _recognised(adequacy: ProbeAdequacy, half_way: str) -> str:
+    part = adequacy.on_target
+    shown = "only they are shown" if adequacy.unrecognised else f"all are shown where it is less than {half_way}"
+    return f"{text.share(part)} of {part.total:,}; {shown}"
 
 
 def distillation(record: DistillRecord, teacher: TeacherRecord) -> Section:
@@ -185,10 +207,15 @@ def _quantization(record: QuantizeRecord | None) -> Section:
                 percent(record.agreement_float),
             ),
             ("Agreement after calibration", percent(record.agreement_calibrated)),
-            (f"Agreement after {record.tail_steps:,} steps of quantization-aware training", percent(record.agreement)),
+            (_after_training(record), percent(record.agreement)),
         ),
         lists=_lists({"What rounding one layer alone does to the answers": _costs(record.layer_costs)}),
     )
+
+
+def _after_training(record: QuantizeRecord) -> str:
+    kept = ", kept since its KL divergence is less" if record.tail_steps else ""
+    return f"Agreement after {record.tail_steps:,} steps of quantization-aware training{kept}"
 
 
 def _costs(costs: tuple[LayerCost, ...]) -> tuple[str, ...]:
