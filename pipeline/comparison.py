@@ -81,7 +81,7 @@ def compare(one: Path, other: Path) -> Comparison:
     sides = _side(one, reports[0]), _side(other, reports[1])
     same_probes = sha256_of(one / "probes.npz") == sha256_of(other / "probes.npz")
     return Comparison(
-        remarks=(*_remarks(*sides), *_on_images(*reports), _on_probes(same_probes)),
+        remarks=(*_remarks(*sides), *_on_labels(*reports), *_on_images(*reports), _on_probes(same_probes)),
         same_probes=same_probes,
         one=sides[0],
         other=sides[1],
@@ -114,6 +114,13 @@ def _remarks(one: Side, other: Side) -> Iterator[str]:
         )
     if one.cpu != other.cpu:
         yield f"Their latencies are of different CPUs, {visible(one.cpu)} and {visible(other.cpu)}."
+
+
+def _on_labels(one: ReportData, other: ReportData) -> Iterator[str]:
+    if sorted(one.labels) == sorted(other.labels) and one.labels != other.labels:
+        yield "Their class names are in different orders: at most one of them is that of the teacher's outputs."
+    elif one.labels != other.labels:
+        yield "Their class names are not the same."
 
 
 def _on_images(one: ReportData, other: ReportData) -> Iterator[str]:

@@ -417,6 +417,8 @@ class HoldoutRecord(Record):
     rows: tuple[HoldoutRow, ...]
     """In the order of the ledger."""
     notes: tuple[str, ...] = ()
+    warning: str = ""
+    """That the classes of teacher and images do not seem to be the same."""
 
 
 class ValidateRecord(Record):

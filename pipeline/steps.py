@@ -336,7 +336,7 @@ def validate(
             engines = [fidelity_of(plan, space.target.shipped, EngineRunner(plan), examination, origin=made)]
         cost = _cost_of_teacher(space, examination)
         record = concluded([in_torch, *graphs, *engines], engines or deciding, examination, forms, cost)
-        real = _on_real_images(space, student, exported, holdout) if holdout else None
+        real = _on_real_images(space, student, exported, holdout, labels) if holdout else None
         return record.model_copy(update={"holdout": real})
 
     return space.stage(
@@ -371,7 +371,7 @@ def _cost_of_teacher(space: Workspace, examination: Examination) -> TeacherCost:
 
 
 def _on_real_images(
-    space: Workspace, student: DistillRecord, exported: ExportRecord, holdout: Holdout
+    space: Workspace, student: DistillRecord, exported: ExportRecord, holdout: Holdout, labels: tuple[str, ...]
 ) -> HoldoutRecord:
     """Every artifact of the ledger, in its order."""
     folder = space.results["export"].folder
@@ -379,7 +379,7 @@ def _on_real_images(
     runners |= {graph.file_name: runner_of(folder / graph.file_name, space.target) for graph in exported.graphs}
     if exported.engine.built:
         runners[PLAN_NAME] = EngineRunner(folder / PLAN_NAME)
-    return measure(holdout, _teacher_on_device(space), runners, space.progress.advance)
+    return measure(holdout, _teacher_on_device(space), runners, space.progress.advance, labels)
 
 
 def _teacher_on_device(space: Workspace) -> Teacher:

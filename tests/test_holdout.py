@@ -456,3 +456,21 @@ def test_without_true_classes_there_is_no_accuracy(tmp_path: Path, teacher: Teac
     record = measure(holdout, teacher, {"same": TorchRunner(teacher.network)})
     assert record.teacher_accuracy is record.rows[0].accuracy is None
     assert record.rows[0].agreement == proportion(3, 3)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_classes_that_the_teacher_takes_for_others_throughout_are_told_of(tmp_path: Path, wrong: bool) -> None:
+    images = noise(150, 3, 8, 8)
+    named = tiny_teacher().logits(torch.from_numpy(images).float() / 255).argmax(1).numpy()
+    first, second = np.argsort(-np.bincount(named, minlength=4))[:2]
+    swapped = np.where(named == first, second, np.where(named == second, first, named))
+    holdout = open_holdout(
+        arrays(tmp_path / "real.npz", images=images, labels=swapped if wrong else named), LABELS, COLOUR
+    )
+    record = measure(holdout, tiny_teacher(), {}, labels=LABELS)
+    pairs = (f"{LABELS[one]} for {LABELS[other]}" for one, other in ((first, second), (second, first)))
+    assert all((pair in record.warning) is wrong for pair in pairs)
+    assert (
+        record.warning.endswith("are the labels in the order of its outputs, and the images in the right places?")
+        is wrong
+    )

@@ -1,6 +1,6 @@
 """What the teacher and every artifact answer to real images: figures only, nothing of the images themselves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -19,16 +19,24 @@ Answers = NDArray[np.int64]
 NO_ANSWER = -1
 """Where there is NaN or infinity among the logits."""
 
+LEAST_IMAGES = 3
+"""Of a class, for most of them to say something."""
+
+MOST_TOLD = 4
+"""Classes that are named; more say no more."""
+
 
 def measure(
     holdout: Holdout,
     teacher: Teacher,
     runners: Mapping[str, Runner],
     on_progress: Callable[[int, int, str], None] = lambda *_: None,
+    labels: Sequence[str] = (),
 ) -> HoldoutRecord:
     """Agreement of every artifact, by name, with the teacher, and accuracy where the true classes are known.
 
-    Each image is read once, and all are asked about it. Runners are entered, and left closed.
+    Each image is read once, and all are asked about it. Runners are entered, and left closed. With `labels`, classes that the
+    teacher takes for others throughout are told of: either the labels are in another order than its outputs, or the folders.
     """
     asked: dict[str, Callable[[Images], Logits]] = {"": lambda images: _logits(teacher, images), **runners}
     answers: dict[str, list[Answers]] = {name: [] for name in asked}
@@ -52,7 +60,26 @@ def measure(
             for name, other in zip(runners, given, strict=True)
         ),
         notes=holdout.notes,
+        warning=_order_warning(wanted, holdout.classes, labels) if labels else "",
     )
+
+
+def _order_warning(named: Answers, classes: Answers | None, labels: Sequence[str]) -> str:
+    """Which classes the teacher takes for another on most of their images; empty where there are none."""
+    if classes is None:
+        return ""
+    taken = {}
+    for number, label in enumerate(labels):
+        answers = named[(classes == number) & (named != NO_ANSWER)]
+        if len(answers) < LEAST_IMAGES:
+            continue
+        counts = np.bincount(answers)
+        if (most := int(counts.argmax())) != number and 2 * counts[most] > len(answers):
+            taken[label] = labels[most]
+    if not taken:
+        return ""
+    told = " and of ".join(f"{label} for {other}" for label, other in list(taken.items())[:MOST_TOLD])
+    return f"The teacher takes most images of {told}: are the labels in the order of its outputs, and the images in the right places?"
 
 
 @torch.inference_mode()

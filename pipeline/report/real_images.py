@@ -15,7 +15,7 @@ def on_real_images(validation: ValidateRecord) -> str:
     return (
         f"On {holdout.images:,} real images that you gave, {row.artifact} gives the teacher's answer on "
         f"{_told(row.agreement)}, {_gap(row.agreement, on_probes)}.{_accuracies(holdout, row)} "
-        "The verdict does not rest on them."
+        f"The verdict does not rest on them.{' ' if holdout.warning else ''}{holdout.warning}"
     )
 
 
