@@ -164,7 +164,7 @@ def test_a_synthetic_batch_that_does_not_fit_is_halved_and_resumes_so(
     record, _ = run(tmp_path / "whole", **SMALL)
     assert record.notes == ("The memory did not hold a synthetic batch of 16 images: from here on they have 8.",)
     assert record.pool_images == 3 * 8
-    assert record.probes == 16  # one batch of 16, made in two
+    assert record.probes == 60  # five images of each of four classes in batches of 8, in 2.5 views each
     interrupt(tmp_path / "cut", 2, **SMALL)
     again, _ = run(tmp_path / "cut", **SMALL)
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
@@ -271,8 +271,9 @@ def test_a_run_stopped_within_a_round_goes_on_within_it(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", **often)
     record, _ = run(tmp_path / "cut", **often)
-    held_out = 4 if name == "make" else 0  # monitor and probes are made of two batches each, the monitor's twice
-    whole = 5 + 4 if name == "make" else 4
-    assert calls[0] == whole + held_out // 2 + 1  # nothing was done twice but what was being done
+    # The monitor is made of two batches, and that twice; the probes of three, since each of four classes has five images.
+    monitor = 2 if name == "make" else 0
+    whole = 5 + 2 + 3 if name == "make" else 4
+    assert calls[0] == whole + monitor + 1  # nothing was done twice but what was being done
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     assert timeless(record) == timeless(expected)

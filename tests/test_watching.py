@@ -22,7 +22,8 @@ from tests.test_distill import WITHOUT_BATCH_NORM, interrupt, plan, run, setting
 from tests.tiny import CPU, tiny_embeddings, tiny_teacher
 
 SCHEDULE = Schedule(warmup_rounds=2, rounds=3, deadline=None)
-"""Of two batches a round of warm-up, one batch and two steps a round of learning; probes take two batches of 12 images."""
+"""Of two batches a round of warm-up, one batch and two steps a round of learning; probes take three batches of 12 images,
+the first of which is thrown away."""
 
 SPEED = Speed(synthesis=10.0, adversarial_synthesis=20.0, kd_step=5.0)
 """Two rounds of warm-up take 2 * 2 * 10 = 40 s, three of learning 3 * (20 + 2 * 5) = 90 s, the probes 2 * 10 = 20 s."""
@@ -92,7 +93,7 @@ def test_progress_moves_within_a_round_after_every_batch_and_between_the_steps(
     held_out = ["held-out images, batch 1", "held-out images, batch 2"]
     warmup = ["warm-up, batch 1 of 2", "warm-up, batch 2 of 2", ""]
     learning = ["synthesis, batch 1 of 1", "learning, step 1 of 2", "learning, step 2 of 2", ""]
-    assert doing == held_out + 2 * warmup + 3 * learning + held_out
+    assert doing == held_out + 2 * warmup + 3 * learning + [*held_out, "held-out images, batch 3"]
     assert [done for done, _ in follower.rounds] == [1, 2, 3, 4, 5]
     assert all(doing[heard - 1] == "" for _, heard in follower.rounds)
 
