@@ -135,8 +135,19 @@ def main() -> int:
     results = options.output / "rows.jsonl"
     rows = measured_before(results)
     missing = [name for name in dict.fromkeys(options.rows or ROWS) if name not in rows]
+    failures: list[BaseException] = []
+
+    def run_unless_failed(name: str) -> dict[str, Any]:
+        if failures:
+            raise failures[0]  # The one that waits for the rows may be too slow to cancel those behind.
+        try:
+            return run_row(options, list(ROWS).index(name), ROWS[name])
+        except BaseException as failure:
+            failures.append(failure)
+            raise
+
     with ThreadPoolExecutor(options.jobs or 1) as side_by_side:
-        runs = {side_by_side.submit(run_row, options, list(ROWS).index(name), ROWS[name]): name for name in missing}
+        runs = {side_by_side.submit(run_unless_failed, name): name for name in missing}
         try:
             for run in as_completed(runs):
                 rows[runs[run]] = {"name": runs[run]} | run.result()
