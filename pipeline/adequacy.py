@@ -26,6 +26,11 @@ from the training, those of a generator that has hardly begun to learn about 0.2
 ResNet-56, but 0.28 from that of a small network on digits, so that this alone does not tell noise."""
 
 
+def half_way(num_classes: int) -> float:
+    """Half way between a guess, which is right once in `num_classes` times, and certainty; that separates the two."""
+    return (1 + 1 / num_classes) / 2
+
+
 def assess_adequacy(
     teacher_logits: Logits,
     targets: NDArray[np.integer],
@@ -96,19 +101,18 @@ def _inadequacies(
     copied: float,
     batch_norm_shift: float | None,
 ) -> list[str]:
-    # A guess is right once in num_classes times; half way between that and certainty separates the two.
-    half_way = (1 + 1 / num_classes) / 2
+    separates = half_way(num_classes)
     reasons = []
     if broken:
         reasons.append(f"the teacher itself answers {broken} of them with NaN or infinity")
     if seen < MIN_COVERAGE * num_classes:
         reasons.append(f"the teacher names only {seen:,} of {num_classes:,} classes on them")
-    if largest_share > half_way:
+    if largest_share > separates:
         reasons.append(f"the teacher gives one and the same answer to {percent(largest_share)} of them")
-    if median_confidence < half_way:
+    if median_confidence < separates:
         reasons.append(
             f"the teacher's median confidence on those made for a class is {percent(median_confidence)}, "
-            f"below {percent(half_way)}"
+            f"below {percent(separates)}"
         )
     if distinct < MIN_DISTINCT:
         reasons.append(f"only {percent(distinct)} of them differ from each other")

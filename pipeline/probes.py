@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.exporters.bundle import write_file
+from compress.pipeline.adequacy import half_way
 from compress.pipeline.boundary import towards_boundary
 from compress.pipeline.device import Compute, derived_seed
 from compress.pipeline.parallel.world import ALONE
@@ -43,8 +44,8 @@ AT_ONCE = 256
 
 class Probes(NamedTuple):
     """Images uint8 `[N, C, H, W]`, what the teacher says `[N, K]`, the classes asked for `[N]`, the kind `[N]`, and the numbers
-    `[N]` of the synthesised image that each is a view of, and of the generator that made it; and how many images each generator made
-    `[G]`, with those that the teacher did not recognise."""
+    `[N]` of the synthesised image that each is a view of, and of the generator that made it; and how many images each generator
+    made `[G]`, with those that the teacher did not recognise."""
 
     images: NDArray[np.uint8]
     teacher_logits: NDArray[np.float32]
@@ -126,8 +127,8 @@ def make_probes(
     hardly sure; and moved towards a boundary between classes. An image is shown in several of these ways.
 
     Images that the teacher does not take for the class they were made for are left out, see `recognised`: they show nothing
-    in particular, unlike what a teacher meets. Of one for digits they were a third; its students agreed on 86 % of them, on 99 % of the others
-    and on 99 % of real digits. Another `purpose` gives other probes.
+    in particular, unlike what a teacher meets. Of one for digits they were a third; its students agreed on 86 % of them, on
+    99 % of the others and on 99 % of real digits. Another `purpose` gives other probes.
     """
     images, targets, generator = held_out_images(
         teacher,
@@ -176,8 +177,8 @@ def recognised(teacher: Teacher, images: Tensor, targets: Tensor) -> Tensor:
     that it makes together is the harder test.
     """
     logits = teacher_logits(teacher, images)
-    known, half_way = logits.argmax(1) == targets, (1 + 1 / logits.shape[1]) / 2
-    return known if known.float().mean() >= half_way else torch.ones_like(known)
+    known = logits.argmax(1) == targets
+    return known if known.float().mean() >= half_way(logits.shape[1]) else torch.ones_like(known)
 
 
 def _views(images: Tensor, way: Callable[[Tensor], Tensor]) -> Tensor:

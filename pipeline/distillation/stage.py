@@ -62,7 +62,8 @@ def distill(
 ) -> DistillRecord:
     """Distil the teacher into the planned student; continues from what an interrupted run left in `folder`.
 
-    Writes `student.safetensors`, `student.last.safetensors`, `pool.safetensors` and `probes.npz`; a line of `metrics.jsonl` after each round;
+    Writes `student.safetensors`, `student.last.safetensors`, `pool.safetensors` and `probes.npz`; a line of `metrics.jsonl`
+    after each round;
     and pictures of synthetic images after the warm-up and at the end.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compress.pipeline.adequacy import MAX_COPIED, MAX_SHIFT, MIN_COVERAGE
+from compress.pipeline.adequacy import MAX_COPIED, MAX_SHIFT, MIN_COVERAGE, half_way
 from compress.pipeline.fidelity import find_artifact
 from compress.pipeline.proportions import percent
 from compress.pipeline.records import (
@@ -78,7 +78,7 @@ def headline(data: ReportData) -> Section:
 
 
 def probes(adequacy: ProbeAdequacy) -> Section:
-    half_way = percent((1 + 1 / adequacy.num_classes) / 2)
+    bar = percent(half_way(adequacy.num_classes))
     return Section(
         heading="Can the probes carry a verdict?",
         rows=(
@@ -87,9 +87,9 @@ def probes(adequacy: ProbeAdequacy) -> Section:
                 "Classes that the teacher names",
                 f"{text.count(adequacy.classes_seen)} of {adequacy.num_classes:,}; {percent(MIN_COVERAGE)} are needed",
             ),
-            ("Share of the most frequent class", f"{percent(adequacy.largest_class_share)}, {half_way} at most"),
-            ("Teacher's median confidence", f"{percent(adequacy.median_confidence)}, {half_way} at least"),
-            ("Images that the teacher took for the class they were made for", _recognised(adequacy, half_way)),
+            ("Share of the most frequent class", f"{percent(adequacy.largest_class_share)}, {bar} at most"),
+            ("Teacher's median confidence", f"{percent(adequacy.median_confidence)}, {bar} at least"),
+            ("Images that the teacher took for the class they were made for", _recognised(adequacy, bar)),
             ("Distance from the teacher's training, in standard deviations", _shift(adequacy.batch_norm_shift)),
             ("Like another one that was made for a class", f"{text.count(adequacy.repeated)}; half of them at most"),
             (
@@ -105,9 +105,9 @@ def _shift(value: float | None) -> str:
     return "no batch norm tells it" if value is None else f"{text.significant(value)}, {MAX_SHIFT} at most"
 
 
-def _recognised(adequacy: ProbeAdequacy, half_way: str) -> str:
+def _recognised(adequacy: ProbeAdequacy, bar: str) -> str:
     part = adequacy.on_target
-    shown = "only they are shown" if adequacy.unrecognised else f"all are shown where it is less than {half_way}"
+    shown = "only they are shown" if adequacy.unrecognised else f"below {bar}, the others are shown, too"
     return f"{text.share(part)} of {part.total:,}; {shown}"
 
 
